@@ -1,0 +1,47 @@
+"""Healthy database connections in long-running Django code.
+
+The public names are loaded on first use, so that this package can be imported before the
+settings are configured, and costs nothing until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .boundaries import (
+        aclose_old_connections,
+        close_old_connections,
+        connection_boundary,
+        connections_released,
+    )
+    from .management.base import LongRunningCommand
+
+__all__ = [
+    "LongRunningCommand",
+    "aclose_old_connections",
+    "close_old_connections",
+    "connection_boundary",
+    "connections_released",
+]
+
+_MODULES = {
+    "LongRunningCommand": ".management.base",
+    "aclose_old_connections": ".boundaries",
+    "close_old_connections": ".boundaries",
+    "connection_boundary": ".boundaries",
+    "connections_released": ".boundaries",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,220 @@
+"""``LongRunningCommand``: a management command that outlives the server's idle timeout."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Sized
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+from django.conf import settings
+from django.core.management.base import BaseCommand
+from django.db import reset_queries
+
+from ..boundaries import connection_boundary, connections_released
+from .output import PatientOutput
+from .progress import Meter, Progress
+from .stopping import StopRequested, StopSignals, end_by_signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
+
+    from django.core.management.base import CommandParser
+
+T = TypeVar("T")
+
+logger = logging.getLogger("django_dbhealth.command")
+
+
+class LongRunningCommand(BaseCommand):
+    """A management command made of slow steps, between which it holds no connection.
+
+    ``handle()`` may be a coroutine function; the ORM then works in the thread that called it.
+    """
+
+    # Seconds that SIGTERM leaves to the current step or item. Docker sends SIGKILL after ten.
+    stop_grace: float = 10.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stdout = PatientOutput(self.stdout._out)
+        style = self.stderr.style_func
+        self.stderr = PatientOutput(self.stderr._out)
+        self.stderr.style_func = style
+        self._stop = StopSignals(self.stop_grace)
+        self._progress = Progress(logger.info, bar=False)
+        self._verbosity = 1
+        if iscoroutinefunction(self.handle):
+            self.handle = self._in_event_loop(self.handle)  # type: ignore[method-assign]
+
+    # What a command's handle() uses
+
+    def step(self, name: str) -> Step:
+        """Give the connections back, do the step, and give them back again.
+
+        Use it with ``with`` or ``async with``. On a terminal the name and the duration are
+        printed, elsewhere they are logged to ``django_dbhealth.command`` at INFO. An error is told
+        in which step it happened. Raises ``TransactionManagementError`` inside the command's own
+        ``atomic()``; a transaction of the command's caller is left alone.
+        """
+        return Step(self, name)
+
+    def track(
+        self, iterable: Iterable[T], description: str, total: float | None = None
+    ) -> Iterator[T]:
+        """Yield the items and show how many are done: a bar on a terminal, else a log line.
+
+        ``total`` is the number of items, where ``iterable`` cannot tell it. No connection is
+        touched in between. A request to stop takes effect between two items.
+        """
+        if total is None and isinstance(iterable, Sized):
+            total = len(iterable)
+        meter = Meter(description, total)
+        self._stop.checkpoint()
+        with self._progress.shown(meter) as update:
+            for item in iterable:
+                with self._stop.unit(f"the current item of {description!r}"):
+                    yield item
+                meter.done += 1
+                update()
+                if settings.DEBUG:
+                    reset_queries()
+                self._stop.checkpoint()
+
+    def sleep(self, seconds: float) -> None:
+        """Give the connections back and sleep. A request to stop ends it, and the command."""
+        with connections_released(), self._stop.waiting():
+            time.sleep(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        """Do what ``sleep()`` does, in an ``async def handle``."""
+        async with connections_released():
+            with self._stop.waiting():
+                await asyncio.sleep(seconds)
+
+    # How it is run
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        # Not in add_arguments(): a subclass overrides that, and need not call super().
+        parser = super().create_parser(prog_name, subcommand, **kwargs)
+        parser.add_argument(
+            "--no-progress",
+            action="store_true",
+            help="Show no progress bar.",
+        )
+        return parser
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        try:
+            with self._stop:
+                super().run_from_argv(argv)
+        except StopRequested as stop:
+            message = f"Stopped by {stop.signum.name}. What was committed stays committed."
+            self.stderr.write(message)
+            logger.info(message)
+            end_by_signal(stop.signum)
+        finally:
+            self.stdout.flush()
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        self._verbosity = options["verbosity"]
+        bar = self._verbosity > 0 and not options.pop("no_progress", False) and self.stderr.isatty()
+        self._progress = Progress(self._report, bar=bar)
+        with connection_boundary():
+            return super().execute(*args, **options)
+
+    def _in_event_loop(
+        self, handle: Callable[..., Coroutine[Any, Any, str | None]]
+    ) -> Callable[..., str | None]:
+        """Return a plain function that runs the coroutine function, and cancels it to stop it."""
+
+        def call(*args: Any, **options: Any) -> str | None:
+            cancel: Callable[[], Any] = bool  # nothing runs yet
+
+            async def run() -> str | None:
+                nonlocal cancel
+                task, loop = asyncio.current_task(), asyncio.get_running_loop()
+                cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)
+                try:
+                    with self._stop.interrupting(cancel):
+                        return await handle(*args, **options)
+                except asyncio.CancelledError:
+                    self._stop.checkpoint()
+                    raise
+
+            try:
+                return async_to_sync(run)()
+            except KeyboardInterrupt:  # Ctrl-C reaches this thread, not the event loop's
+                cancel()
+                raise
+
+        return call
+
+    def _report(self, line: str) -> None:
+        """Tell how far the work has come: whoever looks on, else the log."""
+        if self._verbosity > 0 and self.stdout.isatty():
+            self.stdout.write(line)
+        else:
+            logger.info(line)
+
+    def _report_failure(self, line: str) -> None:
+        if self.stderr.isatty():
+            self.stderr.write(line)
+        else:
+            logger.warning(line)
+
+
+class Step(connections_released):
+    """One step of a ``LongRunningCommand``; made by its ``step()``."""
+
+    def __init__(self, command: LongRunningCommand, name: str) -> None:
+        super().__init__()
+        self._command = command
+        self._name = name
+
+    def __enter__(self) -> Self:
+        self._command._stop.checkpoint()
+        super().__enter__()
+        self._started()
+        return self
+
+    async def __aenter__(self) -> Self:
+        self._command._stop.checkpoint()
+        await super().__aenter__()
+        self._started()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        with self._unit:
+            super().__exit__(*exc_info)
+        self._ended(exc_info[1])
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        with self._unit:
+            await super().__aexit__(*exc_info)
+        self._ended(exc_info[1])
+
+    def _started(self) -> None:
+        self._began = time.monotonic()
+        self._unit = ExitStack()
+        self._unit.enter_context(self._command._stop.unit(f"the step {self._name!r}"))
+        if self._command.stdout.isatty():
+            self._command._report(f"{self._name} …")
+
+    def _ended(self, error: BaseException | None) -> None:
+        seconds = time.monotonic() - self._began
+        if error is None:
+            self._command._report(f"{self._name}: done in {seconds:.1f} s")
+            self._command._stop.checkpoint()
+            return
+        verb = "stopped" if isinstance(error, StopRequested) else "failed"
+        line = f"The step {self._name!r} {verb} after {seconds:.1f} s."
+        error.add_note(line)
+        self._command._report_failure(line)
+
+    def _described(self) -> str:
+        return f"The step {self._name!r}"

@@ -1,0 +1,45 @@
+"""Output that survives its reader: a terminal that was closed, a pipe that nobody reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from django.core.management.base import OutputWrapper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("django_dbhealth.command")
+
+
+class PatientOutput(OutputWrapper):
+    """Django's OutputWrapper; once nobody reads it any more it is quiet instead of an error."""
+
+    def write(
+        self,
+        msg: str = "",
+        style_func: Callable[[str], str] | None = None,
+        ending: str | None = None,
+    ) -> None:
+        try:
+            super().write(msg, style_func, ending)
+        except OSError as error:
+            self._give_up(error)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Send what is still buffered, and all that follows, nowhere.
+
+        The descriptor is replaced, not the stream: Python flushes that once more when it ends.
+        """
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, self._out.fileno())
+        os.close(descriptor)
+        logger.warning("Nobody reads the output any more (%s); the work goes on.", error)

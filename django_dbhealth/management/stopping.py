@@ -1,0 +1,135 @@
+"""SIGTERM and SIGHUP while a command runs: what was begun is finished first, for a while."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+# SIGHUP: the terminal went away. Under nohup it is ignored, and stays so.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequested(KeyboardInterrupt):
+    """A command was asked to stop; raised where it can stop, and once its time is over, anywhere.
+
+    It is a ``KeyboardInterrupt``: ``except Exception`` does not hold it up.
+    """
+
+    def __init__(self, signum: signal.Signals) -> None:
+        super().__init__(f"stopped by {signum.name}")
+        self.signum = signum
+
+
+class StopSignals:
+    """The stop signals' handlers, for as long as the ``with`` block lasts.
+
+    While a unit of work is under way (a step, an item) a signal waits for its end, for at most
+    ``grace`` seconds; a second one does not wait. Where nothing is under way it acts at once.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self.requested: signal.Signals | None = None
+        self._grace = grace
+        self._interrupt: Callable[[], None] = self.checkpoint
+        self._previous: dict[signal.Signals, Any] = {}
+        self._main_thread = threading.main_thread().ident or 0
+        self._units: list[str] = []
+        self._waiting = 0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for signum in STOP_SIGNALS:
+                # A handler that somebody set, or "ignore", is left as it is.
+                if signal.getsignal(signum) is signal.SIG_DFL:
+                    self._previous[signum] = signal.signal(signum, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous.clear()
+
+    def checkpoint(self) -> None:
+        """Raise StopRequested if a signal has come."""
+        if self.requested is not None:
+            raise StopRequested(self.requested)
+
+    @contextmanager
+    def unit(self, name: str) -> Iterator[None]:
+        """Let the block be finished before a signal takes effect."""
+        self._units.append(name)
+        try:
+            yield
+        finally:
+            self._units.remove(name)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let a signal take effect at once in the block: it only waits."""
+        self._waiting += 1
+        try:
+            self.checkpoint()
+            yield
+        finally:
+            self._waiting -= 1
+
+    @contextmanager
+    def interrupting(self, interrupt: Callable[[], None]) -> Iterator[None]:
+        """Stop the block's work by ``interrupt`` instead of an exception in the main thread."""
+        previous, self._interrupt = self._interrupt, interrupt
+        try:
+            yield
+        finally:
+            self._interrupt = previous
+
+    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
+        again = self.requested is not None
+        self.requested = self.requested or signal.Signals(signum)
+        if again or self._waiting or not self._units:
+            if not again:
+                _say(f"{self.requested.name}: stopping.")
+            self._interrupt()
+            return
+        _say(f"{self.requested.name}: finishing {self._units[-1]}, at most {self._grace:g} s.")
+        # Not threading.Thread: its lock may be the one that this handler interrupted.
+        _thread.start_new_thread(self._interrupt_after_grace, ())
+
+    def _interrupt_after_grace(self) -> None:
+        time.sleep(self._grace)
+        if self._previous and self.requested is not None:
+            # To the main thread itself: only then is what it is sleeping in interrupted.
+            signal.pthread_kill(self._main_thread, self.requested)
+
+
+def _say(line: str) -> None:
+    """Write to standard error, from a signal handler: a stream might be in the middle of a write."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+
+
+def end_by_signal(signum: signal.Signals) -> NoReturn:
+    """End the process as the signal's default action does: a shell's ``$?`` is 128 + the number.
+
+    What an ordinary end of the process would do is done first: exit functions, logs, streams.
+    """
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    signal.signal(signum, signal.SIG_DFL)
+    signal.raise_signal(signum)
+    # Still here: process 1 of a container, whose default action the kernel leaves out.
+    os._exit(128 + signum)

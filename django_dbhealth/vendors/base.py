@@ -1,0 +1,84 @@
+"""The questions every database must answer, and every driver of one."""
+
+from __future__ import annotations
+
+import enum
+import math
+import select
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..session_state import RuleSet
+
+
+class Liveness(enum.Enum):
+    """What a probe found out about a connection."""
+
+    ALIVE = "alive"
+    LOST = "lost"
+    BUSY = "busy"  # in the middle of a result or a transaction: alive, and not to be disturbed
+
+
+class Driver(ABC):
+    """What a driver tells about one of its connections, called a handle here.
+
+    A handle may be an application monitor's proxy, so no driver looks at its class.
+    """
+
+    @abstractmethod
+    def descriptor(self, handle: Any) -> int | None:
+        """Return the descriptor of the handle's socket, None for a handle that was closed."""
+
+    @abstractmethod
+    def ping(self, handle: Any, *, timeout: float) -> Liveness:
+        """Ask the server for a sign of life, for at most ``timeout`` seconds.
+
+        A handle that is LOST may be in the middle of the protocol: it must not be used again.
+        """
+
+    def is_reading(self, handle: Any, *, new_references: int) -> bool:
+        """Return whether an unbuffered result is being read, which a ping would disturb.
+
+        ``new_references`` is how many more references the handle has than when it was opened.
+        Where ``ping()`` can tell without disturbing, the answer is False.
+        """
+        return False
+
+
+class Vendor:
+    """One kind of database server. The attributes' values here are those of an unknown one."""
+
+    name: str
+    drivers: Mapping[str, Driver]  # by the name of the driver's module
+    default_idle_timeout: float | None = None  # seconds, where nothing else is known
+    has_server: bool = True
+    has_server_side_cursors: bool = False  # used by Django's iterator()
+    has_pool: bool = False  # Django's own, OPTIONS["pool"]
+    session_option: str | None = None  # the key in OPTIONS of what every new session sets
+
+    def idle_timeout_in(self, session_option: str) -> float | None:
+        """Return the idle timeout in seconds that the text of ``session_option`` sets, if any."""
+        return None
+
+    def pooled_idle_time(self, pool_options: Mapping[str, Any]) -> float:
+        """Return for how many seconds Django's pool may keep a connection that nobody uses."""
+        return math.inf
+
+    def driver_problem(self) -> str | None:
+        """Return what is wrong with the driver that Django has loaded, as a full sentence."""
+        return None
+    session_rules: RuleSet
+
+
+def readable(descriptor: int, timeout: float = 0) -> bool:
+    """Return whether the socket has something to read, or its end, within ``timeout`` seconds.
+
+    An idle connection's socket is silent. Readable therefore means: closed, or about to be, or
+    (PostgreSQL) a notification has come in.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)  # hang-up and error are always reported
+    return bool(poll.poll(timeout * 1000))

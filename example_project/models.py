@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from django.db import models, transaction
+
+from example_project.supplier import DayPrices
+
+
+class Product(models.Model):
+    """A foreign currency on sale."""
+
+    sku = models.CharField("ISO 4217 code", max_length=3, unique=True)
+    price = models.DecimalField("euro for one unit", max_digits=18, decimal_places=10)
+    updated = models.DateField()
+
+    def __str__(self) -> str:
+        return self.sku
+
+
+class Price(models.Model):
+    """What a product cost on one day."""
+
+    product = models.ForeignKey(Product, on_delete=models.CASCADE, related_name="prices")
+    date = models.DateField()
+    amount = models.DecimalField("euro for one unit", max_digits=18, decimal_places=10)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["product", "date"], name="one_price_a_day"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.product} on {self.date}"
+
+
+@transaction.atomic
+def save_day(day: DayPrices) -> None:
+    """Save one day's prices, all or none; saving the same day again replaces it."""
+    Product.objects.bulk_create(
+        [Product(sku=sku, price=price, updated=day.date) for sku, price in day.prices.items()],
+        ignore_conflicts=True,
+    )
+    products = Product.objects.in_bulk(day.prices, field_name="sku")
+    for sku, product in products.items():
+        product.price = day.prices[sku]
+        product.updated = day.date
+    Product.objects.bulk_update(products.values(), ["price", "updated"])
+    Price.objects.filter(date=day.date).delete()
+    Price.objects.bulk_create(
+        Price(product=products[sku], date=day.date, amount=price)
+        for sku, price in day.prices.items()
+    )
