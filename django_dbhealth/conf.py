@@ -219,6 +219,13 @@ def _doubts(alias: str, name: str, aliases: Iterable[str] | None) -> list[Proble
     return [UnknownAlias(name=name, closest=closest(alias, texts), aliases=tuple(texts))]
 
 
+def aliases_in(databases: object) -> tuple[str, ...] | None:
+    """Return the aliases of a DATABASES, None for one that is no dict."""
+    if not isinstance(databases, Mapping):
+        return None
+    return tuple(databases) or ("default",)  # Django makes that one where there is none
+
+
 # The project's own
 
 
@@ -233,9 +240,7 @@ def get_config() -> Config:
 @functools.cache
 def _load_config() -> Config:
     return Config.from_dict(
-        getattr(settings, "DBHEALTH", {}),
-        # Django itself makes a "default" where there is none.
-        aliases=settings.DATABASES or ("default",),
+        getattr(settings, "DBHEALTH", {}), aliases=aliases_in(settings.DATABASES)
     )
 
 

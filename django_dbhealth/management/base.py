@@ -14,6 +14,7 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import reset_queries
+from django.utils.asyncio import async_unsafe
 
 from ..boundaries import connection_boundary, connections_released
 from .output import PatientOutput
@@ -46,7 +47,7 @@ class LongRunningCommand(BaseCommand):
         self.stderr = PatientOutput(self.stderr._out)
         self.stderr.style_func = style
         self._stop = StopSignals(self.stop_grace)
-        self._progress = Progress(logger.info, bar=False)
+        self._progress = Progress(self._report, bar=False)
         self._verbosity = 1
         if iscoroutinefunction(self.handle):
             self.handle = self._in_event_loop(self.handle)  # type: ignore[method-assign]
@@ -85,6 +86,7 @@ class LongRunningCommand(BaseCommand):
                     reset_queries()
                 self._stop.checkpoint()
 
+    @async_unsafe("You cannot call sleep() from an async context - use `await self.asleep()`.")
     def sleep(self, seconds: float) -> None:
         """Give the connections back and sleep. A request to stop ends it, and the command."""
         with connections_released(), self._stop.waiting():
@@ -122,8 +124,12 @@ class LongRunningCommand(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         self._verbosity = options["verbosity"]
-        bar = self._verbosity > 0 and not options.pop("no_progress", False) and self.stderr.isatty()
-        self._progress = Progress(self._report, bar=bar)
+        bar = not options.pop("no_progress", False) and self.stderr.isatty()
+        self._progress = (
+            Progress(self._report, bar=bar, outputs=(self.stdout, self.stderr))
+            if self._verbosity > 0
+            else Progress(lambda line: None, bar=False)
+        )
         with connection_boundary():
             return super().execute(*args, **options)
 
@@ -140,17 +146,13 @@ class LongRunningCommand(BaseCommand):
                 task, loop = asyncio.current_task(), asyncio.get_running_loop()
                 cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)
                 try:
-                    with self._stop.interrupting(cancel):
-                        return await handle(*args, **options)
+                    return await handle(*args, **options)
                 except asyncio.CancelledError:
                     self._stop.checkpoint()
                     raise
 
-            try:
+            with self._stop.interrupting(lambda: cancel()):
                 return async_to_sync(run)()
-            except KeyboardInterrupt:  # Ctrl-C reaches this thread, not the event loop's
-                cancel()
-                raise
 
         return call
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from django.core.management.base import OutputWrapper
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -37,8 +38,15 @@ class Meter:
 class Progress:
     """The loops of one command. Nested loops share one display."""
 
-    def __init__(self, write_line: Callable[[str], None], *, bar: bool) -> None:
+    def __init__(
+        self,
+        write_line: Callable[[str], None],
+        *,
+        bar: bool,
+        outputs: Iterable[OutputWrapper] = (),
+    ) -> None:
         self._write_line = write_line
+        self._outputs = outputs
         self._bar = bar
         self._display: RichProgress | None = None
 
@@ -51,15 +59,32 @@ class Progress:
         elif self._display is None:
             self._display = display
             try:
-                with suppress(OSError):
-                    display.start()
-                yield from _task(display, meter)
+                with self._above(display):
+                    yield from _task(display, meter)
             finally:
                 self._display = None
-                with suppress(OSError):
-                    display.stop()
         else:
             yield from _task(display, meter)
+
+    @contextmanager
+    def _above(self, display: RichProgress) -> Iterator[None]:
+        """Draw the bar during the block, and have the command's own lines printed above it.
+
+        For that rich replaces sys.stdout and sys.stderr where they are the terminal.
+        """
+        streams = {sys.stdout: "stdout", sys.stderr: "stderr"}
+        own = [(output, output._out) for output in self._outputs if output._out in streams]
+        with suppress(OSError):
+            display.start()
+        for output, stream in own:
+            output._out = getattr(sys, streams[stream])
+        try:
+            yield
+        finally:
+            for output, stream in own:
+                output._out = stream
+            with suppress(OSError):
+                display.stop()
 
     def _lines(self, meter: Meter) -> Iterator[Callable[[], None]]:
         due = meter.started + LINE_EVERY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import functools
 import logging
 import os
 import signal
@@ -43,6 +44,7 @@ class StopSignals:
         self.requested: signal.Signals | None = None
         self._grace = grace
         self._interrupt: Callable[[], None] = self.checkpoint
+        self._keyboard_interrupt = False
         self._previous: dict[signal.Signals, Any] = {}
         self._main_thread = threading.main_thread().ident or 0
         self._units: list[str] = []
@@ -62,7 +64,9 @@ class StopSignals:
         self._previous.clear()
 
     def checkpoint(self) -> None:
-        """Raise StopRequested if a signal has come."""
+        """Raise StopRequested if a signal has come, KeyboardInterrupt if it was Ctrl-C."""
+        if self._keyboard_interrupt:
+            raise KeyboardInterrupt
         if self.requested is not None:
             raise StopRequested(self.requested)
 
@@ -87,12 +91,25 @@ class StopSignals:
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], None]) -> Iterator[None]:
-        """Stop the block's work by ``interrupt`` instead of an exception in the main thread."""
+        """Stop the block's work by ``interrupt`` instead of an exception in the main thread.
+
+        Ctrl-C too, the first time, as ``asyncio.run()`` does it: the work waits for this thread.
+        """
         previous, self._interrupt = self._interrupt, interrupt
+        keyboard = signal.getsignal(signal.SIGINT)
+        if self._previous:
+            signal.signal(signal.SIGINT, functools.partial(self._on_keyboard, keyboard))
         try:
             yield
         finally:
             self._interrupt = previous
+            if self._previous:
+                signal.signal(signal.SIGINT, keyboard)
+
+    def _on_keyboard(self, previous: Any, _signum: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        self._keyboard_interrupt = True
+        self._interrupt()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         again = self.requested is not None

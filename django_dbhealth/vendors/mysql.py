@@ -165,13 +165,13 @@ class PyMySQL(Driver):
         return Liveness.ALIVE
 
 
-# wait_timeout is the session's, unless it is said to be everybody's. lock_wait_timeout and
-# @wait_timeout (a variable of the user's) are others.
+# An assignment with the word before it: "SET", a comma's nothing, or the scope. lock_wait_timeout
+# and @wait_timeout, a variable of the user's, are others.
 _WAIT_TIMEOUT = re.compile(
-    r"(?<![\w@.])(?:(?:SESSION|LOCAL)\s+|@@(?:(?:SESSION|LOCAL)\s*\.\s*)?)?"
-    r"(?<!GLOBAL\s)(?<!PERSIST\s)`?wait_timeout`?\s*:?=\s*(\d+)",
+    r"(?<![\w@.])(?:@@)?(?:(\w+)(?:\s+|\s*\.\s*))?`?wait_timeout`?\s*:?=\s*(\d+)",
     re.IGNORECASE,
 )
+_SCOPES_OF_OTHERS = ("GLOBAL", "PERSIST", "PERSIST_ONLY")
 
 
 class MySQL(Vendor):
@@ -181,11 +181,16 @@ class MySQL(Vendor):
     drivers = {"MySQLdb": MySQLClient(), "pymysql": PyMySQL()}
     # The servers' own default is 28800; hosts that share a server set 300 and less.
     default_idle_timeout = 300
+    refuses_unknown_options = True
     session_option = "init_command"
 
     def idle_timeout_in(self, session_option: str) -> float | None:
-        found = _WAIT_TIMEOUT.findall(session_option)
-        return float(found[-1]) if found else None
+        found = [
+            float(seconds)
+            for scope, seconds in _WAIT_TIMEOUT.findall(session_option)
+            if scope.upper() not in _SCOPES_OF_OTHERS
+        ]
+        return found[-1] if found else None
 
     def driver_problem(self) -> str | None:
         # Django imports "MySQLdb", which may be PyMySQL in disguise. Then its version_info and

@@ -246,6 +246,7 @@ class PostgreSQL(Vendor):
     drivers = {"psycopg": Psycopg(), "psycopg2": Psycopg2()}
     has_server_side_cursors = True
     has_pool = True
+    refuses_unknown_options = True
     session_option = "options"
 
     def idle_timeout_in(self, session_option: str) -> float | None:

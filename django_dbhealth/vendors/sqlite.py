@@ -11,3 +11,4 @@ class SQLite(Vendor):
     name = "sqlite"
     drivers = {}
     has_server = False
+    refuses_unknown_options = True

@@ -1,0 +1,46 @@
+"""A long-running command whose handle() is a coroutine function."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from tests.app.models import Row
+
+from django_dbhealth import LongRunningCommand
+
+
+class Command(LongRunningCommand):
+    stop_grace = 1.0
+
+    def add_arguments(self, parser: Any) -> None:
+        parser.add_argument("scenario")
+
+    async def handle(self, *args: Any, scenario: str, **options: Any) -> str:
+        await getattr(self, scenario)()
+        return f"{await Row.objects.acount()} rows"
+
+    async def steps(self) -> None:
+        async with self.step("First"):
+            await Row.objects.acreate(name="first")
+            await self.asleep(0.01)
+            for number in self.track([1, 2], "numbers"):
+                await Row.objects.acreate(name=f"number {number}")
+
+    async def sleeping(self) -> None:
+        await Row.objects.acreate(name="finished")
+        os.write(1, b"<ready>\n")
+        try:
+            await self.asleep(60)
+        finally:
+            await Row.objects.acreate(name="cleaned up")
+
+    async def stuck(self) -> None:
+        async with self.step("Stuck"):
+            await Row.objects.acreate(name="finished")
+            os.write(1, b"<ready>\n")
+            await asyncio.sleep(60)
+
+    async def blocking_sleep(self) -> None:
+        self.sleep(1)

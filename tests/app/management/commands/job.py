@@ -1,0 +1,133 @@
+"""A long-running command with a scenario for each thing that can happen to one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from django.core.management.base import CommandError
+from django.db import transaction
+from tests.app.models import Row
+
+from django_dbhealth import LongRunningCommand
+
+
+def insert(name: str) -> None:
+    Row.objects.create(name=name)
+
+
+class Command(LongRunningCommand):
+    help = "Run a scenario."
+    stop_grace = 1.0
+
+    def add_arguments(self, parser: Any) -> None:  # without super(), as many commands do
+        parser.add_argument("scenario")
+
+    def handle(self, *args: Any, scenario: str, **options: Any) -> str | None:
+        return getattr(self, scenario)()
+
+    def tell(self, event: str) -> None:
+        """Tell the test that something is reached; the terminal may be gone."""
+        os.write(1, f"<{event}>\n".encode())
+
+    def three_steps(self) -> None:
+        for number in range(3):
+            with self.step(f"Step {number}"):
+                insert(f"{number} before")
+                self.tell(f"pause {number}")
+                self.sleep(3)
+                insert(f"{number} after")
+            self.tell(f"between {number}")
+            time.sleep(0.3)
+
+    def slow_step(self) -> None:
+        insert("before")
+        with self.step("Download"):
+            self.tell("inside")
+            sys.stdin.readline()
+
+    def sleeping(self) -> None:
+        with self.step("Write"):
+            insert("finished")
+        self.tell("ready")
+        self.sleep(60)
+
+    def sleeping_in_a_step(self) -> None:
+        with self.step("Write and sleep"):
+            insert("finished")
+            self.tell("ready")
+            self.sleep(60)
+
+    def stuck_step(self) -> None:
+        with self.step("Write"):
+            insert("finished")
+        with self.step("Stuck"), transaction.atomic():
+            insert("rolled back")
+            self.tell("ready")
+            time.sleep(60)
+
+    def short_step(self) -> None:
+        with self.step("Short"):
+            self.tell("ready")
+            time.sleep(0.4)
+            insert("finished")
+        with self.step("Next"):
+            insert("never begun")
+
+    def items(self) -> None:
+        for number in self.track(range(100), "rows"):
+            self.tell("ready")
+            time.sleep(0.3)
+            insert(f"item {number}")
+
+    def without_steps(self) -> None:
+        insert("finished")
+        self.tell("ready")
+        time.sleep(60)
+
+    def deaf(self) -> None:
+        """Catch what a careless loop catches."""
+        while True:
+            try:
+                with self.step("Deaf"):
+                    self.tell("ready")
+                    time.sleep(60)
+            except Exception:
+                insert("never caught")
+
+    def failing(self) -> None:
+        with self.step("Save prices"):
+            insert("kept")
+            raise LookupError("no such price")
+
+    def failing_politely(self) -> None:
+        with self.step("Save prices"):
+            raise CommandError("The supplier has no prices today.")
+
+    def own_transaction(self) -> None:
+        with transaction.atomic():
+            insert("rolled back")
+            with self.step("Download"):
+                pass
+
+    def talkative(self) -> None:
+        self.tell("ready")
+        sys.stdin.readline()
+        for number in range(200):
+            self.stdout.write(f"line {number} {'x' * 500}")
+        self.stderr.write("and an error")
+        for number in self.track(range(3), "rows"):
+            with self.step(f"Step {number}"):
+                insert(f"row {number}")
+
+    def progress(self) -> None:
+        with self.step("Save"):
+            for number in self.track((n for n in range(3)), "things"):
+                for _ in self.track(range(4), "parts"):
+                    pass
+                self.stdout.write(f"thing {number}")
+
+    def returns_text(self) -> str:
+        return "done"
