@@ -149,13 +149,14 @@ class Config:
         if not isinstance(value, Mapping):
             return cls(problems=(NotADict(value=described(value)),))
         own = {key: each for key, each in value.items() if key != "DATABASES"}
+        known = None if aliases is None else tuple(aliases)
         accepted = (*KINDS, "DATABASES")
         top, problems = _read(own, name="DBHEALTH", base=cls(), accepted=accepted)
         databases: dict[str, Config] = {}
         for alias, entry in _entries(value.get("DATABASES", {}), problems).items():
             name = _item("DBHEALTH['DATABASES']", alias)
             databases[alias], found = _read(entry, name=name, base=top, accepted=tuple(KINDS))
-            problems += _doubts(alias, name, aliases) + found
+            problems += _doubts(alias, name, known) + found
         return replace(top, databases=MappingProxyType(databases), problems=tuple(problems))
 
     def for_alias(self, alias: str) -> Config:
@@ -211,12 +212,11 @@ def _not_a_dict(name: str, value: object) -> BadValue:
     return BadValue(name=name, value=described(value), accepted="a dict", used="{}")
 
 
-def _doubts(alias: str, name: str, aliases: Iterable[str] | None) -> list[Problem]:
-    known = None if aliases is None else tuple(aliases)
+def _doubts(alias: str, name: str, known: tuple[str, ...] | None) -> list[Problem]:
     if known is None or alias in known:
         return []
-    texts = [str(each) for each in known]
-    return [UnknownAlias(name=name, closest=closest(alias, texts), aliases=tuple(texts))]
+    texts = tuple(str(each) for each in known)
+    return [UnknownAlias(name=name, closest=closest(alias, texts), aliases=texts)]
 
 
 def aliases_in(databases: object) -> tuple[str, ...] | None:

@@ -69,7 +69,7 @@ def guard_off_reason() -> str | None:
         f"{owner.__name__}.{name}()"
         for owner, names in hooks.items()
         for name in names
-        if not callable(getattr(owner, name, None))
+        if name not in vars(owner)
     ]
     if missing:
         return f"this version of Django has no {', '.join(missing)}."

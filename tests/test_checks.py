@@ -113,10 +113,10 @@ def connection(engine: str, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 60, 0.5, Fraction(1, 2), math.inf, None])
-def test_max_age_that_django_can_add(value: object) -> None:
+def test_max_age_that_django_can_add(value: object, tmp_path: Path) -> None:
     """Any other number works, and PostgreSQL is not assumed to drop anything."""
     assert ids(POSTGRESQL, CONN_MAX_AGE=value) == []
-    other = connection(SQLITE, NAME=":memory:", CONN_MAX_AGE=value)
+    other = connection(SQLITE, NAME=tmp_path / "db.sqlite3", CONN_MAX_AGE=value)
     other.ensure_connection()
     other.close()
 
@@ -813,7 +813,12 @@ def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProces
     environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
     environment["PYTHONPATH"] = os.pathsep.join([str(path or ROOT), str(ROOT)])
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -993,7 +998,11 @@ def test_each_id_has_a_heading() -> None:
     """The docs have a heading for each id, in order, and no other; and a row in the table."""
     text = (ROOT / "docs" / "checks.md").read_text()
     expected = sorted(ids_in_the_code())
-    assert re.findall(r"^### django_dbhealth\.(\w+)$", text, re.MULTILINE) == expected
+    headings = r"^\(django-dbhealth-(\w+)\)=\n### django_dbhealth\.(\w+)$"
+    assert [
+        (anchor.upper(), heading) for anchor, heading in re.findall(headings, text, re.MULTILINE)
+    ] == [(each, each) for each in expected]
+    assert text.count("### ") == len(expected)
     rows = re.findall(r"^\| \[(\w+)\]\(#django-dbhealth-(\w+)\) \| `(.+?)` \|", text, re.MULTILINE)
     assert [row[0] for row in rows] == [row[1].upper() for row in rows] == expected
     assert [row[0] for row in rows if row[2] == "check --deploy"] == RISKS

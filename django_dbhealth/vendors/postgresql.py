@@ -168,7 +168,7 @@ class Psycopg(Driver):
 
 
 def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
-    """Send an empty query and await its answer. Notifications stay in libpq for their reader."""
+    """Send an empty query and await its answer. Notifications go where psycopg keeps them."""
     from psycopg.pq import ExecStatus
 
     answer = Liveness.ALIVE
@@ -176,6 +176,8 @@ def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
     pgconn.flush()
     while True:
         pgconn.consume_input()
+        while notification := pgconn.notifies():
+            pgconn.notify_handler(notification)  # as psycopg's own fetching does
         while not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:

@@ -1,0 +1,275 @@
+"""Is this connection alive? Asked of every driver, on connections that were really lost."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.servers import Proxy
+from tests.servers.base import PASSWORD, USER, wait_for
+
+from django_dbhealth.liveness import Liveness, check_liveness, seems_alive
+from django_dbhealth.vendors import VENDORS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.servers import Server
+    from tests.servers.base import Transport
+
+    from django_dbhealth.vendors.base import Driver
+
+ID = {"mysql": "SELECT CONNECTION_ID()", "postgresql": "SELECT pg_backend_pid()"}
+
+
+class Client:
+    """One driver, and how it connects."""
+
+    def __init__(self, vendor: str, module: str) -> None:
+        self.vendor = vendor
+        self.module = module
+        self.handles: list[Any] = []
+        self.driver: Driver = VENDORS[vendor].drivers[module]
+
+    def connect(self, server: Server | Proxy, transport: Transport = "tcp") -> Any:
+        connect = getattr(self, f"_{self.module}")
+        if transport == "socket":
+            handle = connect(socket=str(server.socket))  # type: ignore[union-attr]
+        else:
+            handle = connect(host=server.host, port=server.port)
+        self.handles.append(handle)
+        return handle
+
+    def close(self) -> None:
+        while self.handles:
+            with contextlib.suppress(Exception):
+                self.handles.pop().close()
+
+    def _MySQLdb(self, socket: str = "", host: str = "", port: int = 0) -> Any:  # noqa: N802
+        import MySQLdb
+
+        where = {"unix_socket": socket} if socket else {"host": host, "port": port}
+        return MySQLdb.connect(
+            user=USER, passwd=PASSWORD, db="test", autocommit=True, connect_timeout=5, **where
+        )
+
+    def _pymysql(self, socket: str = "", host: str = "", port: int = 0) -> Any:
+        import pymysql
+
+        where: Any = {"unix_socket": socket} if socket else {"host": host, "port": port}
+        return pymysql.connect(
+            user=USER, password=PASSWORD, database="test", autocommit=True, **where
+        )
+
+    def _psycopg(self, socket: str = "", host: str = "", port: int = 5432) -> Any:
+        import psycopg
+
+        return psycopg.connect(
+            user=USER,
+            password=PASSWORD,
+            dbname="test",
+            host=socket or host,
+            port=port,
+            autocommit=True,
+        )
+
+    def _psycopg2(self, socket: str = "", host: str = "", port: int = 5432) -> Any:
+        import psycopg2
+
+        handle = psycopg2.connect(
+            user=USER, password=PASSWORD, dbname="test", host=socket or host, port=port
+        )
+        handle.autocommit = True
+        return handle
+
+    def query(self, handle: Any, sql: str) -> Any:
+        with contextlib.closing(handle.cursor()) as cursor:
+            cursor.execute(sql)
+            return cursor.fetchone()[0]
+
+
+CLIENTS = [
+    Client("mysql", "MySQLdb"),
+    Client("mysql", "pymysql"),
+    Client("postgresql", "psycopg"),
+    Client("postgresql", "psycopg2"),
+]
+KINDS = {"mysql": "mariadb", "postgresql": "postgresql"}
+
+
+@pytest.fixture(params=CLIENTS, ids=lambda client: client.module)
+def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    yield request.param
+    request.param.close()
+
+
+@pytest.fixture
+def pymysql() -> Iterator[Client]:
+    yield CLIENTS[1]
+    CLIENTS[1].close()
+
+
+@pytest.fixture
+def psycopg() -> Iterator[Client]:
+    yield CLIENTS[2]
+    CLIENTS[2].close()
+
+
+@pytest.fixture
+def shared_server(client: Client, request: pytest.FixtureRequest) -> Server:
+    server: Server = request.getfixturevalue(KINDS[client.vendor])
+    server.create_database("test")
+    return server
+
+
+@pytest.fixture(params=["socket", "tcp"])
+def handle(client: Client, shared_server: Server, request: pytest.FixtureRequest) -> Any:
+    return client.connect(shared_server, request.param)
+
+
+def check(client: Client, handle: Any, *, suspect: bool = False, timeout: float = 5) -> Liveness:
+    return check_liveness(client.driver, handle, suspect=suspect, timeout=timeout)
+
+
+def test_new_connection_is_alive(client: Client, handle: Any) -> None:
+    """By its socket alone, and when the server is asked."""
+    assert seems_alive(client.driver, handle)
+    assert check(client, handle) is Liveness.ALIVE
+    for _ in range(3):
+        assert check(client, handle, suspect=True) is Liveness.ALIVE
+        assert client.query(handle, "SELECT 41 + 1") == 42
+
+
+def test_probe_leaves_the_session_as_it_was(client: Client, handle: Any) -> None:
+    """It is the same session afterwards, and in no transaction."""
+    before = client.query(handle, ID[client.vendor])
+    check(client, handle, suspect=True)
+    assert client.query(handle, ID[client.vendor]) == before
+    if client.module == "psycopg2":
+        handle.autocommit = False
+        assert check(client, handle, suspect=True) is Liveness.ALIVE
+        assert handle.get_transaction_status() == 0
+
+
+def test_killed_session(client: Client, handle: Any, shared_server: Server) -> None:
+    """The socket shows that the server closed it; so does the probe, more than once."""
+    session = client.query(handle, ID[client.vendor])
+    shared_server.kill_connection(session)
+    shared_server.wait_until_gone(session)
+    wait_for(lambda: not seems_alive(client.driver, handle))
+    assert check(client, handle) is Liveness.LOST
+    assert check(client, handle, suspect=True) is Liveness.LOST
+
+
+@pytest.mark.parametrize("transport", ["socket", "tcp"])
+def test_idle_timeout(client: Client, new_server: Callable[..., Server], transport: Any) -> None:
+    """What the server drops for its idleness is lost."""
+    if client.vendor == "mysql":
+        server = new_server("mariadb", wait_timeout=1)
+    else:
+        server = new_server("postgresql", idle_session_timeout="1s")
+    handle = client.connect(server, transport)
+    wait_for(lambda: not seems_alive(client.driver, handle))
+    assert check(client, handle) is Liveness.LOST
+
+
+def test_restarted_server(client: Client, new_server: Callable[..., Server]) -> None:
+    """A session does not survive its server."""
+    server = new_server(KINDS[client.vendor])
+    handle = client.connect(server)
+    server.restart()
+    assert check(client, handle) is Liveness.LOST
+
+
+def test_closed_handle(client: Client, handle: Any) -> None:
+    """A handle that somebody closed is lost, and has no socket to look at."""
+    handle.close()
+    assert client.driver.descriptor(handle) is None
+    assert not seems_alive(client.driver, handle)
+    assert check(client, handle) is Liveness.LOST
+
+
+@pytest.mark.parametrize("fault", ["cut", "reset"])
+def test_cut_wire(client: Client, shared_server: Server, fault: str) -> None:
+    """A connection that something in between has closed or reset is lost."""
+    with Proxy(shared_server.host, shared_server.port) as proxy:
+        handle = client.connect(proxy)
+        getattr(proxy, fault)()
+        wait_for(lambda: not seems_alive(client.driver, handle))
+        assert check(client, handle) is Liveness.LOST
+
+
+@pytest.mark.parametrize("fault", ["swallow", "freeze"])
+def test_silence_is_bounded(client: Client, new_server: Callable[..., Server], fault: str) -> None:
+    """Bytes that vanish, a server that hangs: no sign at the socket, and a probe that ends."""
+    server = new_server(KINDS[client.vendor])
+    with Proxy(server.host, server.port) as proxy:
+        handle = client.connect(proxy)
+        proxy.swallow() if fault == "swallow" else server.freeze()
+        assert seems_alive(client.driver, handle)
+        began = time.monotonic()
+        assert check(client, handle, suspect=True, timeout=0.3) is Liveness.LOST
+        assert 0.25 < time.monotonic() - began < 2
+        if fault == "freeze":
+            server.thaw()
+
+
+def test_transaction_is_not_disturbed(client: Client, handle: Any) -> None:
+    """psycopg tells of a transaction itself: it is busy, failed or not, and stays as it is."""
+    if client.vendor == "mysql":
+        return  # the drivers do not tell; whoever calls looks at Django's own flags first
+    with contextlib.closing(handle.cursor()) as cursor:
+        cursor.execute("BEGIN")
+    assert check(client, handle, suspect=True) is Liveness.BUSY
+    with pytest.raises(Exception, match="division"):
+        client.query(handle, "SELECT 1 / 0")
+    assert check(client, handle, suspect=True) is Liveness.BUSY
+
+
+def test_statement_of_another_thread(client: Client, handle: Any) -> None:
+    """A handle that another thread is using is busy, not lost."""
+    if client.module == "pymysql":
+        return  # it keeps no count of its users; Django allows one thread a connection
+    sleep = "SELECT SLEEP(0.5)" if client.vendor == "mysql" else "SELECT pg_sleep(0.5), 1"
+    thread = threading.Thread(target=client.query, args=(handle, sleep))
+    thread.start()
+    time.sleep(0.2)
+    if client.module != "psycopg2":  # its threads take turns: the probe would wait for its own
+        assert check(client, handle, suspect=True) is Liveness.BUSY
+    thread.join()
+    assert check(client, handle, suspect=True) is Liveness.ALIVE
+
+
+def test_pymysql_unfinished_result(pymysql: Client, mariadb: Server) -> None:
+    """PyMySQL would read the rows of an unbuffered result away: busy, and every row is there."""
+    from pymysql.cursors import SSCursor
+
+    handle = pymysql.connect(mariadb, "socket")
+    cursor = handle.cursor(SSCursor)
+    cursor.execute("SELECT seq FROM seq_1_to_5000")
+    cursor.fetchone()
+    assert check(pymysql, handle, suspect=True) is Liveness.BUSY
+    assert len(cursor.fetchall()) == 4999
+    assert check(pymysql, handle, suspect=True) is Liveness.ALIVE
+
+
+def test_notification_is_not_lost(psycopg: Client, postgresql: Server) -> None:
+    """A notification makes the socket readable: alive, and still there for its reader."""
+    postgresql.create_database("test")
+    handle = psycopg.connect(postgresql, "socket")
+    handle.execute("LISTEN prices")
+    postgresql.execute("NOTIFY prices, 'new'", database="test")
+    wait_for(lambda: not seems_alive(psycopg.driver, handle))
+    assert check(psycopg, handle) is Liveness.ALIVE
+    assert [n.payload for n in handle.notifies(timeout=1, stop_after=1)] == ["new"]
+
+
+def test_pipeline_is_busy(psycopg: Client, postgresql: Server) -> None:
+    """In psycopg's pipeline mode nothing may come in between."""
+    handle = psycopg.connect(postgresql, "socket")
+    with handle.pipeline():
+        assert check(psycopg, handle, suspect=True) is Liveness.BUSY
+    assert check(psycopg, handle, suspect=True) is Liveness.ALIVE
