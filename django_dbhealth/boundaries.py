@@ -517,5 +517,9 @@ def _liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool)
 
 def _idle_past_the_limit(connection: BaseDatabaseWrapper) -> bool:
     watch = watch_of(connection)
+    if watch is None:
+        return False  # nobody knows how long it was idle
     limit = get_config().for_alias(connection.alias).server_idle_timeout
-    return watch is not None and limit is not None and watch.idle_seconds() >= limit
+    if limit is None:
+        limit = watch.vendor.default_idle_timeout
+    return limit is not None and watch.idle_seconds() >= limit

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-    from .vendors.base import Driver
+    from .vendors.base import Driver, Vendor
 
     # What the mixins are mixed into.
     ConnectionBase = BaseDatabaseWrapper
@@ -52,12 +52,14 @@ class Watch:
         "last_used",
         "lost",
         "session",
+        "vendor",
     )
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         vendor, driver = vendor_named(connection.vendor), driver_of(connection)
         assert vendor is not None and driver is not None  # others are not watched
         self._connection = weakref.ref(connection)
+        self.vendor: Vendor = vendor
         self.driver: Driver = driver
         self.session = SessionState(vendor.session_rules)
         self.reset()

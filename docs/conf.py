@@ -1,4 +1,4 @@
-"""The documentation's own settings. ``sphinx-build -W -b html docs docs/_build`` needs no network."""
+"""Settings of the docs; ``sphinx-build -W -b html docs docs/_build`` needs no network."""
 
 from __future__ import annotations
 

@@ -473,6 +473,16 @@ def test_function_closes_what_is_idle_past_the_limit(database: Database) -> None
     assert not is_open()
 
 
+def test_idle_limit_that_nobody_set(database: Database) -> None:
+    """Without a SERVER_IDLE_TIMEOUT it is 300 s on MySQL and MariaDB, none on PostgreSQL."""
+    wrapper().settings_dict["CONN_MAX_AGE"] = None
+    for seconds, expected in [(290, True), (301, wrapper().vendor == "postgresql")]:
+        session_id()
+        wrapper().dbhealth_watch.last_used -= seconds
+        close_old_connections()
+        assert is_open() is expected, seconds
+
+
 def test_recorded_error_on_a_live_connection(database: Database) -> None:
     """After an error a connection that answers is kept, and no longer suspected."""
     wrapper().settings_dict["CONN_MAX_AGE"] = None
@@ -779,7 +789,8 @@ def test_sqlite_and_dummy_are_left_alone(add_database: Any, database: Database) 
             close_old_connections()
         assert connection.connection is handle
     finally:
-        del connections["dummy"]
+        handle.close()
+        del connections["dummy"], connections["sqlite"]
         del connections.settings["dummy"]
 
 

@@ -793,9 +793,14 @@ def test_the_project_is_checked() -> None:
 
 def test_nothing_is_opened() -> None:
     """The checks open no connection of the project's databases."""
+    def opened() -> list[str]:
+        return [each.alias for each in connections.all(initialized_only=True) if each.connection]
+
+    before = opened()  # SQLite in memory, once some test has used it
     check_settings()
     check_settings_for_deployment()
-    assert [each.alias for each in connections.all(initialized_only=True) if each.connection] == []
+    assert opened() == before
+    assert set(before) <= {"sqlite"}
 
 
 @pytest.mark.parametrize("arguments", [{}, {"deploy": True}, {"tags": [TAG]}])
