@@ -11,7 +11,7 @@ class DbHealthConfig(AppConfig):
 
     def ready(self) -> None:
         from .boundaries import note_opened_connections
-        from .checks import register_checks  # noqa
+        from .checks import register_checks
         from .handler import install_guard
 
         install_guard()

@@ -396,7 +396,7 @@ def _connections_of_this_thread(using: frozenset[str] | None) -> list[BaseDataba
         for connection in connections.all(initialized_only=True)
         if connection.connection is not None
         and (using is None or connection.alias in using)
-        and connection._thread_ident == threading.get_ident()
+        and connection._thread_ident == threading.get_ident()  # type: ignore[attr-defined]
     ]
 
 
@@ -437,7 +437,7 @@ def _close_if_obsolete(
     if driver is None:  # not ours to judge
         connection.close_if_unusable_or_obsolete()
         return
-    connection.health_check_done = False
+    connection.health_check_done = False  # type: ignore[attr-defined]
     max_age = connection.settings_dict["CONN_MAX_AGE"]
     expired = (
         connection.close_at is not None
@@ -511,7 +511,7 @@ def _liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool)
         watch.lost = liveness is Liveness.LOST
     if liveness is Liveness.ALIVE and suspect:
         connection.errors_occurred = False
-        connection.health_check_done = True
+        connection.health_check_done = True  # type: ignore[attr-defined]
     return liveness
 
 

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 
     from .vendors.base import Driver, Vendor
 
-    # What the mixins are mixed into.
-    ConnectionBase = BaseDatabaseWrapper
-    CursorBase = CursorWrapper
-else:
-    ConnectionBase = CursorBase = object
+# What a mixin is mixed into is Django's; django-stubs does not know its private methods.
+Base: Any = object
 
 # Django's private hooks that the mixins override. handler.py looks for them before it starts.
 CONNECTION_HOOKS = (
@@ -57,7 +54,8 @@ class Watch:
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         vendor, driver = vendor_named(connection.vendor), driver_of(connection)
-        assert vendor is not None and driver is not None  # others are not watched
+        assert vendor is not None  # others are not watched
+        assert driver is not None
         self._connection = weakref.ref(connection)
         self.vendor: Vendor = vendor
         self.driver: Driver = driver
@@ -111,7 +109,7 @@ def watch_of(connection: BaseDatabaseWrapper) -> Watch | None:
     return getattr(connection, "dbhealth_watch", None)
 
 
-class WatchedConnection(ConnectionBase):
+class WatchedConnection(Base):  # type: ignore[misc]
     """A mixin over a backend's DatabaseWrapper."""
 
     dbhealth_watch: Watch
@@ -142,12 +140,12 @@ class WatchedConnection(ConnectionBase):
         return watched_cursor(super().make_debug_cursor(cursor))
 
     def chunked_cursor(self) -> CursorWrapper:
-        cursor = super().chunked_cursor()
+        cursor: CursorWrapper = super().chunked_cursor()
         self.dbhealth_watch.cursors.add(cursor)
         return cursor
 
 
-class WatchedCursor(CursorBase):
+class WatchedCursor(Base):  # type: ignore[misc]
     """A mixin over Django's CursorWrapper."""
 
     db: WatchedConnection
@@ -175,19 +173,19 @@ class WatchedCursor(CursorBase):
 
 def watched_cursor(cursor: CursorWrapper) -> CursorWrapper:
     """Return the cursor, watched. Whatever class the backend made stays its base."""
-    cursor.__class__ = derived_class(type(cursor), WatchedCursor)
+    cursor.__class__ = derived_class(type(cursor), WatchedCursor)  # type: ignore[arg-type]
     return cursor
 
 
 def watch_connection(connection: BaseDatabaseWrapper) -> None:
     """Watch the connection from now on. Calling it again changes nothing."""
     if watch_of(connection) is None:
-        connection.__class__ = derived_class(type(connection), WatchedConnection)
+        connection.__class__ = derived_class(type(connection), WatchedConnection)  # type: ignore[arg-type]
         connection.dbhealth_watch = Watch(connection)  # type: ignore[attr-defined]
 
 
 @functools.cache
-def derived_class(base: type, mixin: type) -> type:
+def derived_class(base: Any, mixin: Any) -> Any:
     """Derive the class that adds the mixin, under the name of its base: logs and repr() show it."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (mixin, base), names)

@@ -44,7 +44,8 @@ def install_guard() -> None:
         logger.warning("The guard stays off: %s", reason)
         return
     if not isinstance(connections, WatchingHandler):
-        connections.__class__ = derived_class(type(connections), WatchingHandler)
+        kind: Any = type(connections)
+        connections.__class__ = derived_class(kind, WatchingHandler)
     if "settings" in vars(connections):  # else nobody has asked for a connection yet
         for connection in connections.all(initialized_only=True):
             _watch_if_wanted(connection)

@@ -175,7 +175,7 @@ def form_callable_object(work: Callable[[], Any]) -> Any:
 
 
 def form_generator(work: Callable[[], Any]) -> Any:
-    return list(Worker(work).generator())[0]  # noqa: RUF015 (read to its end)
+    return list(Worker(work).generator())[0]
 
 
 def form_generator_return(work: Callable[[], Any]) -> Any:
@@ -635,7 +635,7 @@ def test_async_generator_is_transparent() -> None:
 
 
 def test_half_read_generator(database: Database) -> None:
-    """A generator that is never read to its end neither keeps nor takes its consumer's connection."""
+    """A generator that is never read to its end neither keeps nor takes a connection."""
 
     @close_old_connections
     def numbers() -> Iterator[int]:

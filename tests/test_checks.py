@@ -793,6 +793,7 @@ def test_the_project_is_checked() -> None:
 
 def test_nothing_is_opened() -> None:
     """The checks open no connection of the project's databases."""
+
     def opened() -> list[str]:
         return [each.alias for each in connections.all(initialized_only=True) if each.connection]
 

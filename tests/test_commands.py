@@ -22,12 +22,12 @@ from django.core.management import CommandError, call_command
 from django.core.management.base import BaseCommand
 from django.db import connections, transaction
 from django.test import TestCase, override_settings
+
+from django_dbhealth import LongRunningCommand, connection_boundary
 from tests.app.management.commands.job import Command as Job
 from tests.app.models import Row
 from tests.conftest import create_tables, register, unregister
 from tests.servers.base import USER, wait_for
-
-from django_dbhealth import LongRunningCommand, connection_boundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

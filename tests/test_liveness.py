@@ -8,19 +8,18 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.servers import Proxy
-from tests.servers.base import PASSWORD, USER, wait_for
 
 from django_dbhealth.liveness import Liveness, check_liveness, seems_alive
 from django_dbhealth.vendors import VENDORS
+from tests.servers import Proxy
+from tests.servers.base import PASSWORD, USER, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from django_dbhealth.vendors.base import Driver
     from tests.servers import Server
     from tests.servers.base import Transport
-
-    from django_dbhealth.vendors.base import Driver
 
 ID = {"mysql": "SELECT CONNECTION_ID()", "postgresql": "SELECT pg_backend_pid()"}
 

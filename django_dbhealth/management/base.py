@@ -16,7 +16,8 @@ from django.core.management.base import BaseCommand
 from django.db import reset_queries
 from django.utils.asyncio import async_unsafe
 
-from ..boundaries import connection_boundary, connections_released
+from django_dbhealth.boundaries import connection_boundary, connections_released
+
 from .output import PatientOutput
 from .progress import Meter, Progress
 from .stopping import StopRequested, StopSignals, end_by_signal
@@ -42,10 +43,8 @@ class LongRunningCommand(BaseCommand):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stdout = PatientOutput(self.stdout._out)
-        style = self.stderr.style_func
-        self.stderr = PatientOutput(self.stderr._out)
-        self.stderr.style_func = style
+        self.stdout = PatientOutput.over(self.stdout)
+        self.stderr = PatientOutput.over(self.stderr)
         self._stop = StopSignals(self.stop_grace)
         self._progress = Progress(self._report, bar=False)
         self._verbosity = 1
@@ -143,7 +142,8 @@ class LongRunningCommand(BaseCommand):
 
             async def run() -> str | None:
                 nonlocal cancel
-                task, loop = asyncio.current_task(), asyncio.get_running_loop()
+                loop, task = asyncio.get_running_loop(), asyncio.current_task()
+                assert task is not None
                 cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)
                 try:
                     return await handle(*args, **options)
@@ -151,7 +151,7 @@ class LongRunningCommand(BaseCommand):
                     self._stop.checkpoint()
                     raise
 
-            with self._stop.interrupting(lambda: cancel()):
+            with self._stop.interrupting(lambda: cancel()):  # noqa: PLW0108 (it changes)
                 return async_to_sync(run)()
 
         return call
@@ -190,12 +190,12 @@ class Step(connections_released):
         self._started()
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         with self._unit:
             super().__exit__(*exc_info)
         self._ended(exc_info[1])
 
-    async def __aexit__(self, *exc_info: Any) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         with self._unit:
             await super().__aexit__(*exc_info)
         self._ended(exc_info[1])
@@ -207,7 +207,7 @@ class Step(connections_released):
         if self._command.stdout.isatty():
             self._command._report(f"{self._name} …")
 
-    def _ended(self, error: BaseException | None) -> None:
+    def _ended(self, error: Any) -> None:
         seconds = time.monotonic() - self._began
         if error is None:
             self._command._report(f"{self._name}: done in {seconds:.1f} s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self, TextIO, cast
 
 from django.core.management.base import OutputWrapper
 
@@ -17,7 +17,16 @@ logger = logging.getLogger("django_dbhealth.command")
 class PatientOutput(OutputWrapper):
     """Django's OutputWrapper; once nobody reads it any more it is quiet instead of an error."""
 
-    def write(
+    _out: TextIO
+
+    @classmethod
+    def over(cls, output: OutputWrapper) -> Self:
+        """Return a patient one with the stream and the style of another."""
+        patient = cls(cast("TextIO", output._out), output.ending)
+        patient.style_func = output.style_func
+        return patient
+
+    def write(  # type: ignore[override]  # django-stubs says the same of Django's
         self,
         msg: str = "",
         style_func: Callable[[str], str] | None = None,

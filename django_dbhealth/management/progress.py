@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from django.core.management.base import OutputWrapper
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
 
 LINE_EVERY = 30.0  # seconds
 REDRAW_EVERY = 0.1  # seconds; rich's own default is ten times a second too
@@ -43,7 +43,7 @@ class Progress:
         write_line: Callable[[str], None],
         *,
         bar: bool,
-        outputs: Iterable[OutputWrapper] = (),
+        outputs: Iterable[Any] = (),  # OutputWrapper; django-stubs does not know its _out
     ) -> None:
         self._write_line = write_line
         self._outputs = outputs
@@ -127,9 +127,14 @@ def _rich_display() -> RichProgress | None:
     """
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
-        from rich.progress import TimeRemainingColumn
     except ImportError:
         return None
     return RichProgress(

@@ -131,7 +131,7 @@ class StopSignals:
 
 
 def _say(line: str) -> None:
-    """Write to standard error, from a signal handler: a stream might be in the middle of a write."""
+    """Write to standard error from a signal handler: a stream might be in mid-write."""
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())
 

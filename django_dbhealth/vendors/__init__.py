@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
     from .base import Driver, Vendor
 
-VENDORS: dict[str, Vendor] = {
-    vendor.name: vendor for vendor in (MySQL(), PostgreSQL(), SQLite())
-}
+VENDORS: dict[str, Vendor] = {vendor.name: vendor for vendor in (MySQL(), PostgreSQL(), SQLite())}
 
 
 def vendor_named(name: str) -> Vendor | None:

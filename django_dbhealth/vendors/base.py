@@ -6,12 +6,12 @@ import enum
 import math
 import select
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..session_state import RuleSet
+    from django_dbhealth.session_state import RuleSet
 
 
 class Liveness(enum.Enum):
@@ -52,7 +52,7 @@ class Vendor:
     """One kind of database server. The attributes' values here are those of an unknown one."""
 
     name: str
-    drivers: Mapping[str, Driver]  # by the name of the driver's module
+    drivers: ClassVar[Mapping[str, Driver]]  # by the name of the driver's module
     default_idle_timeout: float | None = None  # seconds, where nothing else is known
     has_server: bool = True
     has_server_side_cursors: bool = False  # used by Django's iterator()
@@ -71,6 +71,7 @@ class Vendor:
     def driver_problem(self) -> str | None:
         """Return what is wrong with the driver that Django has loaded, as a full sentence."""
         return None
+
     session_rules: RuleSet
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.session_state import NAME, TRANSACTION, Call, Mention, Rule, RuleSet
 
 from .base import Driver, Liveness, Vendor, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SESSION_RULES = RuleSet(
     # Manual: CREATE TABLE, CREATE SEQUENCE (MariaDB), DROP TABLE.
@@ -133,7 +136,6 @@ class MySQLClient(Driver):
             return Liveness.LOST
         return Liveness.ALIVE
 
-
     def is_reading(self, handle: Any, *, new_references: int) -> bool:
         # Whatever is called meanwhile says 2014, and so does the reader then, at its last row.
         # The number of affected rows is -1 as long as a SELECT's result is not stored (manual,
@@ -178,7 +180,7 @@ class MySQL(Vendor):
     """MySQL and MariaDB: to Django, and for most questions, they are one."""
 
     name = "mysql"
-    drivers = {"MySQLdb": MySQLClient(), "pymysql": PyMySQL()}
+    drivers: ClassVar[Mapping[str, Driver]] = {"MySQLdb": MySQLClient(), "pymysql": PyMySQL()}
     # The servers' own default is 28800; hosts that share a server set 300 and less.
     default_idle_timeout = 300
     refuses_unknown_options = True
@@ -203,4 +205,5 @@ class MySQL(Vendor):
             f"PyMySQL {version} is older than 1.2: its ping(), and so Django's health check, "
             "connects again by itself, and what the session carried is gone without an error."
         )
+
     session_rules = SESSION_RULES

@@ -8,8 +8,8 @@ import re
 import socket
 import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.session_state import NAME, TRANSACTION, Call, Mention, Rule, RuleSet
 
@@ -227,10 +227,8 @@ def _hang_up_after(timeout: float, descriptor: int) -> Iterator[None]:
 
 
 def _shut_down(duplicate: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # the other side was faster
         duplicate.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # the other side was faster
 
 
 # "-c idle_session_timeout=5min" or "--idle-session-timeout=5min", as libpq takes it.
@@ -245,7 +243,7 @@ class PostgreSQL(Vendor):
     """PostgreSQL. It drops idle sessions only when it was told to."""
 
     name = "postgresql"
-    drivers = {"psycopg": Psycopg(), "psycopg2": Psycopg2()}
+    drivers: ClassVar[Mapping[str, Driver]] = {"psycopg": Psycopg(), "psycopg2": Psycopg2()}
     has_server_side_cursors = True
     has_pool = True
     refuses_unknown_options = True
@@ -268,4 +266,5 @@ class PostgreSQL(Vendor):
             return float((pool_options["max_size"] + 1) * pool_options.get("max_idle", 600))
         except (KeyError, TypeError, ValueError):
             return math.inf
+
     session_rules = SESSION_RULES

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, ClassVar
+
 from .base import Vendor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .base import Driver
 
 
 class SQLite(Vendor):
     """SQLite. It has no drivers here: its connections are left alone."""
 
     name = "sqlite"
-    drivers = {}
+    drivers: ClassVar[Mapping[str, Driver]] = {}
     has_server = False
     refuses_unknown_options = True

@@ -6,9 +6,8 @@ import asyncio
 import os
 from typing import Any
 
-from tests.app.models import Row
-
 from django_dbhealth import LongRunningCommand
+from tests.app.models import Row
 
 
 class Command(LongRunningCommand):

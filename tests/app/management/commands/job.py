@@ -9,9 +9,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 from django.db import transaction
-from tests.app.models import Row
 
 from django_dbhealth import LongRunningCommand
+from tests.app.models import Row
 
 
 def insert(name: str) -> None:
