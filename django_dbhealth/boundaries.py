@@ -150,8 +150,8 @@ class _Scope:
 class connection_boundary(_Scope):  # noqa: N801 (a context manager, as contextlib.closing)
     """Give back, at the end, the connections that were opened inside.
 
-    When it begins and when it ends, connections that are lost, or past a CONN_MAX_AGE above 0,
-    are closed too. Nothing happens before it is entered. Use it with ``with``, ``async with``, or
+    When it begins and when it ends, connections that are lost, past a CONN_MAX_AGE above 0, or
+    idle past SERVER_IDLE_TIMEOUT are closed too. Nothing happens before it is entered. Use it with ``with``, ``async with``, or
     as a decorator: ``@connection_boundary(using="reports")``.
 
     ``using``: an alias or several; None: all of them. Entering raises ``ConnectionDoesNotExist``
@@ -434,8 +434,9 @@ def _close_if_obsolete(
     if not _is_free(connection):
         return
     driver = driver_of(connection)
-    if driver is None:  # not ours to judge
-        connection.close_if_unusable_or_obsolete()
+    if driver is None:  # not ours to judge: Django's own function would do this
+        if even_without_max_age:
+            connection.close_if_unusable_or_obsolete()
         return
     connection.health_check_done = False  # type: ignore[attr-defined]
     max_age = connection.settings_dict["CONN_MAX_AGE"]

@@ -27,10 +27,12 @@ from django_dbhealth import (
     connections_released,
 )
 from tests.app.models import Row
+from tests.conftest import register
 from tests.servers.base import USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.conftest import Database
 
@@ -775,22 +777,22 @@ def test_handle_closed_behind_django(database: Database) -> None:
     assert not is_open()
 
 
-def test_sqlite_and_dummy_are_left_alone(add_database: Any, database: Database) -> None:
+def test_sqlite_and_dummy_are_left_alone(add_database: Any, tmp_path: Path) -> None:
     """An embedded database has no connection to give back, a dummy none at all."""
-    from tests.conftest import register
-
     register("dummy", {"ENGINE": "django.db.backends.dummy"})
     connections["dummy"]
-    connection = connections["sqlite"]
+    file = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "db.sqlite3"}
+    connection = connections[add_database(file, CONN_MAX_AGE=0)]
     try:
+        connection.ensure_connection()
+        handle = connection.connection
         with connections_released(), connection_boundary():
-            connection.ensure_connection()
-            handle = connection.connection
-            close_old_connections()
+            connections["dummy"]
         assert connection.connection is handle
+        close_old_connections()  # as Django's own
+        assert connection.connection is None
     finally:
-        handle.close()
-        del connections["dummy"], connections["sqlite"]
+        del connections["dummy"]
         del connections.settings["dummy"]
 
 
