@@ -151,8 +151,8 @@ class connection_boundary(_Scope):  # noqa: N801 (a context manager, as contextl
     """Give back, at the end, the connections that were opened inside.
 
     When it begins and when it ends, connections that are lost, past a CONN_MAX_AGE above 0, or
-    idle past SERVER_IDLE_TIMEOUT are closed too. Nothing happens before it is entered. Use it with ``with``, ``async with``, or
-    as a decorator: ``@connection_boundary(using="reports")``.
+    idle past SERVER_IDLE_TIMEOUT are closed too. Nothing happens before it is entered. Use it with
+    ``with``, ``async with``, or as a decorator: ``@connection_boundary(using="reports")``.
 
     ``using``: an alias or several; None: all of them. Entering raises ``ConnectionDoesNotExist``
     for an alias that is not in DATABASES.

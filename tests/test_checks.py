@@ -749,8 +749,9 @@ def test_guard_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "this version of Django has no DatabaseWrapper._cursor()."
     monkeypatch.setattr("django_dbhealth.handler.guard_off_reason", lambda: reason)
     warning = Warning(
-        "The guard of django-dbhealth stays off, so lost connections are not healed: this "
-        "version of Django has no DatabaseWrapper._cursor().",
+        "The guard of django-dbhealth stays off, so nobody watches what a session holds, and "
+        "boundaries may close a connection with a lock or a temporary table: this version of "
+        "Django has no DatabaseWrapper._cursor().",
         hint=(
             "Use versions of Django and django-dbhealth that fit each other, or write "
             '"GUARD": False in DBHEALTH to go without. (docs: checks.html#django-dbhealth-w010)'
