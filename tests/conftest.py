@@ -152,6 +152,8 @@ def unregister(alias: str) -> None:
 
 def forget(alias: str) -> None:
     connection = connections[alias]
+    if connection.vendor == "sqlite" and connection.connection is not None:
+        connection.connection.close()  # Django keeps one in memory open
     with suppress(Error):
         connection.close()
     if connection.vendor == "postgresql":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.servers import MariaDBServer, PostgreSQLServer
 from tests.servers.base import shared
+from tests.servers.keeper import RUN
 
 SECRET_KEY = "only-for-tests"
 USE_TZ = True
@@ -14,5 +15,5 @@ INSTALLED_APPS = ["django_dbhealth", "tests.app"]
 DATABASES = {
     "default": shared(MariaDBServer).django(),
     "postgresql": shared(PostgreSQLServer).django(),
-    "sqlite": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
+    "sqlite": {"ENGINE": "django.db.backends.sqlite3", "NAME": RUN / "db.sqlite3"},
 }

@@ -133,7 +133,7 @@ def test_database_fixture_is_emptied_between_tests(database: Database) -> None:
 
 def test_add_database_takes_sqlite(add_database: AddDatabase) -> None:
     """A database in memory keeps its table."""
-    alias = add_database(settings.DATABASES["sqlite"])
+    alias = add_database({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
     assert apps.get_model("app", "Row").objects.using(alias).count() == 0
 
 
