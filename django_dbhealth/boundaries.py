@@ -17,6 +17,7 @@ import weakref
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
+from weakref import WeakKeyDictionary
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.apps import apps
@@ -54,8 +55,7 @@ class _Scope:
         self._using = None if using is None else _aliases(using)
         self._parent: _Scope | None = None
         self._running = False
-        self._opened: dict[BaseDatabaseWrapper, weakref.ref[Any]] = {}
-        self._depths: dict[BaseDatabaseWrapper, int] = {}
+        self._clear()
 
     def _begin(self) -> None:
         """Act on the connections of this thread when the scope begins."""
@@ -106,8 +106,13 @@ class _Scope:
             )
         _require_app()
         self._running = True
-        self._opened, self._depths = {}, {}
+        self._clear()
         self._resume()
+
+    def _clear(self) -> None:
+        # Weak: the connections of a thread that has ended must not live on in here.
+        self._opened: WeakKeyDictionary[BaseDatabaseWrapper, weakref.ref[Any]] = WeakKeyDictionary()
+        self._depths: WeakKeyDictionary[BaseDatabaseWrapper, int] = WeakKeyDictionary()
 
     def _leave(self) -> None:
         self._running = False
@@ -423,7 +428,7 @@ def _require_app() -> None:
 def _give_back(connection: BaseDatabaseWrapper) -> None:
     """Close the connection, unless something would be lost with it."""
     driver = driver_of(connection)
-    if driver is not None and _is_free(connection):
+    if driver is not None:
         _close_if(connection, driver, unwanted=True)
 
 
@@ -431,11 +436,9 @@ def _close_if_obsolete(
     connection: BaseDatabaseWrapper, *, even_without_max_age: bool = False
 ) -> None:
     """Close the connection if it is lost or too old, unless something would be lost with it."""
-    if not _is_free(connection):
-        return
     driver = driver_of(connection)
     if driver is None:  # not ours to judge: Django's own function would do this
-        if even_without_max_age:
+        if even_without_max_age and _is_ours_to_close(connection) and connection.autocommit:
             connection.close_if_unusable_or_obsolete()
         return
     connection.health_check_done = False  # type: ignore[attr-defined]
@@ -448,13 +451,9 @@ def _close_if_obsolete(
     _close_if(connection, driver, unwanted=expired or _idle_past_the_limit(connection))
 
 
-def _is_free(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether nobody is in a transaction on it, or shares it with another thread."""
-    return (
-        connection.autocommit
-        and not connection.in_atomic_block
-        and not connection.allow_thread_sharing
-    )
+def _is_ours_to_close(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether it is in no atomic() block, and not shared with another thread."""
+    return not connection.in_atomic_block and not connection.allow_thread_sharing
 
 
 def _transaction_depth(connection: BaseDatabaseWrapper) -> int:
@@ -465,15 +464,14 @@ def _transaction_depth(connection: BaseDatabaseWrapper) -> int:
 
 def _close_if(connection: BaseDatabaseWrapper, driver: Driver, *, unwanted: bool) -> None:
     """Close the connection if it is lost, or ``unwanted`` and idle with nothing on it."""
+    if not _is_ours_to_close(connection):
+        return
     watch = watch_of(connection)
-    carries = watch is not None and watch.carries_anything()
+    carries = not connection.autocommit or (watch is not None and watch.carries_anything())
+    if carries and not connection.errors_occurred:
+        return  # alive it is needed; lost, its next use must say so, and then it is over
     liveness = _liveness(connection, driver, suspect=unwanted)
-    if liveness is Liveness.LOST:
-        # What the session carried is gone. Its next use must say so; once it has, it is over.
-        obsolete = connection.errors_occurred or not carries
-    else:
-        obsolete = unwanted and liveness is Liveness.ALIVE and not carries
-    if obsolete:
+    if liveness is Liveness.LOST or (unwanted and liveness is Liveness.ALIVE and not carries):
         _close(connection)
 
 
@@ -503,6 +501,8 @@ def _liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool)
         or watch.in_statement
         or watch.idle_seconds() > config.ping_after
     )
+    if watch is not None:
+        watch.lost = True  # should an exception of a signal handler end the probe
     liveness = check_liveness(
         driver, connection.connection, suspect=suspect, timeout=config.ping_timeout
     )

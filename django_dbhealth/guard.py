@@ -116,13 +116,20 @@ class WatchedConnection(Base):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.dbhealth_watch = Watch(self)
+        self._ensure_watch()
+
+    def _ensure_watch(self) -> None:
+        if watch_of(self) is None:  # a backend may connect while it is being made
+            self.dbhealth_watch = Watch(self)
 
     def connect(self) -> None:
-        super().connect()
-        # What init_command and the receivers of connection_created set is set again in every new
-        # session: it is not counted.
-        self.dbhealth_watch.reset()
+        self._ensure_watch()
+        try:
+            super().connect()
+        finally:
+            # What init_command and the receivers of connection_created set is set again in every
+            # new session: it is not counted.
+            self.dbhealth_watch.reset()
 
     def _commit(self) -> None:
         super()._commit()
@@ -164,7 +171,7 @@ class WatchedCursor(Base):  # type: ignore[misc]
 
     def close(self) -> None:
         self.db.dbhealth_watch.cursors.discard(self)
-        self.cursor.close()
+        getattr(super(), "close", self.cursor.close)()  # Django's has none of its own
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         with self.db.dbhealth_watch:

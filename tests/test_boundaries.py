@@ -6,16 +6,24 @@ import asyncio
 import functools
 import gc
 import inspect
+import signal
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from asgiref.sync import (
+    ThreadSensitiveContext,
+    async_to_sync,
+    iscoroutinefunction,
+    sync_to_async,
+)
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.signals import request_started
 from django.db import Error, OperationalError, connections
+from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError, atomic
 from django.test import override_settings
 from django.utils.connection import ConnectionDoesNotExist
@@ -438,6 +446,123 @@ def test_loss_in_a_transaction_is_not_hidden(database: Database) -> None:
         insert("second")
     insert("afterwards")
     assert stored(database) == ["afterwards"]
+
+
+def test_state_on_a_slow_server_is_not_risked(
+    new_server: Any, add_database: Any, database: Database
+) -> None:
+    """A connection that holds a lock is not asked anything: a server that stalls keeps it."""
+    server = new_server("mariadb" if wrapper().vendor == "mysql" else "postgresql")
+    connection = connections[add_database(server.django("test", transport="tcp"))]
+    with connection.cursor() as cursor:
+        cursor.execute(carried()[0])
+    server.freeze()
+    try:
+        with override_settings(DBHEALTH={"PING_TIMEOUT": 0.2}), connections_released():
+            pass
+    finally:
+        server.thaw()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 'one'")
+        assert cursor.fetchone() == ("one",)
+
+
+def test_dead_connection_with_autocommit_off(database: Database) -> None:
+    """It is left to fail once; then it is given up, as Django does."""
+    wrapper().set_autocommit(False)
+    kill_session(database)
+    close_old_connections()
+    with pytest.raises(OperationalError):
+        insert("lost")
+    assert is_open()
+    close_old_connections()
+    assert not is_open()
+    insert("kept")
+    assert stored(database) == ["kept"]
+
+
+def test_driver_error_in_a_raw_transaction(database: Database) -> None:
+    """A parameter that cannot be sent ends no statement: the transaction goes on."""
+    from psycopg.types.json import Jsonb
+
+    if wrapper().vendor != "postgresql":
+        return  # of MySQL's drivers neither tells of a transaction that it began itself
+    wrapper().ensure_connection()
+    with wrapper().connection.transaction():
+        insert("kept")
+        with pytest.raises(TypeError), wrapper().cursor() as cursor:
+            cursor.execute("SELECT %s", [Jsonb({"a": object()})])
+        close_old_connections()
+        with connections_released():
+            pass
+    assert stored(database) == ["kept"]
+
+
+def test_interrupted_probe_ends_the_connection(
+    new_server: Any, add_database: Any, database: Database
+) -> None:
+    """A time limit that strikes during a probe costs the connection, not the next answer."""
+
+    class TimeLimit(Exception):
+        pass
+
+    def strike(signum: int, frame: object) -> None:
+        raise TimeLimit
+
+    server = new_server("mariadb" if wrapper().vendor == "mysql" else "postgresql")
+    connection = connections[add_database(server.django("test", transport="tcp"))]
+    connection.ensure_connection()
+    previous = signal.signal(signal.SIGALRM, strike)
+    server.freeze()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(TimeLimit), connections_released():
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+        server.thaw()
+    close_old_connections()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 'one'")
+        assert cursor.fetchone() == ("one",)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # psycopg says that nobody closed them
+def test_ended_threads_are_not_kept(database: Database) -> None:
+    """A boundary does not keep the connections of threads that have ended inside it."""
+    kept: list[weakref.ref[Any]] = []
+
+    def work() -> None:
+        session_id()
+        kept.append(weakref.ref(wrapper()))
+
+    async def main() -> None:
+        async with connection_boundary():
+            for _ in range(3):
+                async with ThreadSensitiveContext():
+                    await sync_to_async(work)()
+
+    asyncio.run(main())
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 3
+    assert no_sessions(database)
+
+
+def test_receiver_that_fails_once(database: Database) -> None:
+    """A connection_created receiver that raises leaves nothing of the last session behind."""
+
+    def receiver(**kwargs: Any) -> None:
+        connection_created.disconnect(receiver)
+        raise LookupError
+
+    execute(carried()[0])
+    wrapper().close()
+    connection_created.connect(receiver)
+    with pytest.raises(LookupError):
+        insert("not yet")
+    with connections_released():
+        pass
+    assert not is_open()
 
 
 # close_old_connections(), the function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from tests.servers.base import Transport
 
 ID = {"mysql": "SELECT CONNECTION_ID()", "postgresql": "SELECT pg_backend_pid()"}
+
+
+# What the drivers say of a handle that is lost.
+GONE = r"2006|2013|closed|consuming|\(0, ''\)"
 
 
 class Client:
@@ -109,6 +114,12 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
 def pymysql() -> Iterator[Client]:
     yield CLIENTS[1]
     CLIENTS[1].close()
+
+
+@pytest.fixture
+def mysqlclient() -> Iterator[Client]:
+    yield CLIENTS[0]
+    CLIENTS[0].close()
 
 
 @pytest.fixture
@@ -222,10 +233,10 @@ def test_transaction_is_not_disturbed(client: Client, handle: Any) -> None:
         return  # the drivers do not tell; whoever calls looks at Django's own flags first
     with contextlib.closing(handle.cursor()) as cursor:
         cursor.execute("BEGIN")
-    assert check(client, handle, suspect=True) is Liveness.BUSY
+    assert check(client, handle, suspect=True) is Liveness.IN_TRANSACTION
     with pytest.raises(Exception, match="division"):
         client.query(handle, "SELECT 1 / 0")
-    assert check(client, handle, suspect=True) is Liveness.BUSY
+    assert check(client, handle, suspect=True) is Liveness.IN_TRANSACTION
 
 
 def test_statement_of_another_thread(client: Client, handle: Any) -> None:
@@ -240,6 +251,69 @@ def test_statement_of_another_thread(client: Client, handle: Any) -> None:
         assert check(client, handle, suspect=True) is Liveness.BUSY
     thread.join()
     assert check(client, handle, suspect=True) is Liveness.ALIVE
+
+
+def test_interrupted_probe(client: Client, new_server: Callable[..., Server]) -> None:
+    """A signal handler's exception in the middle of a probe leaves no answer for the next query."""
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise Interrupted
+
+    server = new_server(KINDS[client.vendor])
+    handle = client.connect(server)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    server.freeze()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with contextlib.suppress(Interrupted):  # psycopg2 waits, and sees a lost connection
+            check(client, handle, suspect=True, timeout=1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        server.thaw()
+    with pytest.raises(
+        Exception, match=r"2006|2013|lost|closed|terminated|EOF|consuming|\(0, ''\)"
+    ):
+        client.query(handle, "SELECT 'one'")
+
+
+def test_late_answer_is_nobodys(client: Client, new_server: Callable[..., Server]) -> None:
+    """After a probe that timed out the handle says that it is lost, not the answer of before."""
+    server = new_server(KINDS[client.vendor])
+    handle = client.connect(server)
+    server.freeze()
+    assert check(client, handle, suspect=True, timeout=0.2) is Liveness.LOST
+    server.thaw()
+    with pytest.raises(
+        Exception, match=r"2006|2013|lost|closed|terminated|EOF|consuming|\(0, ''\)"
+    ):
+        client.query(handle, "SELECT 'one'")
+
+
+def test_quota_is_an_answer(mysqlclient: Client, new_server: Callable[..., Server]) -> None:
+    """An account that has used up its queries of the hour is refused by a server that is alive."""
+    server = new_server("mariadb")
+    server.execute(f"GRANT USAGE ON *.* TO {USER} WITH MAX_QUERIES_PER_HOUR 5")
+    handle = mysqlclient.connect(server, "socket")
+    with pytest.raises(Exception, match="1226"):
+        for _ in range(10):
+            mysqlclient.query(handle, "SELECT 1")
+    assert check(mysqlclient, handle, suspect=True) is Liveness.ALIVE
+
+
+def test_pymysql_pending_result_sets(pymysql: Client, mariadb: Server) -> None:
+    """The further results of a procedure are not thrown away."""
+    mariadb.execute("DROP PROCEDURE IF EXISTS two", database="test")
+    mariadb.execute("CREATE PROCEDURE two() BEGIN SELECT 1; SELECT 2; END", database="test")
+    handle = pymysql.connect(mariadb, "socket")
+    cursor = handle.cursor()
+    cursor.callproc("two")
+    assert check(pymysql, handle, suspect=True) is Liveness.BUSY
+    assert cursor.nextset()
+    assert cursor.fetchall() == ((2,),)
 
 
 def test_pymysql_unfinished_result(pymysql: Client, mariadb: Server) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import functools
 import logging
 import time
 from collections.abc import Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
@@ -102,11 +103,8 @@ class LongRunningCommand(BaseCommand):
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         # Not in add_arguments(): a subclass overrides that, and need not call super().
         parser = super().create_parser(prog_name, subcommand, **kwargs)
-        parser.add_argument(
-            "--no-progress",
-            action="store_true",
-            help="Show no progress bar.",
-        )
+        with suppress(argparse.ArgumentError):  # it has one of its own
+            parser.add_argument("--no-progress", action="store_true", help="Show no progress bar.")
         return parser
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -123,7 +121,9 @@ class LongRunningCommand(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         self._verbosity = options["verbosity"]
-        bar = not options.pop("no_progress", False) and self.stderr.isatty()
+        self._stop = StopSignals.active() or self._stop
+        error_output = options.get("stderr") or self.stderr
+        bar = not options.get("no_progress") and error_output.isatty()
         self._progress = (
             Progress(self._report, bar=bar, outputs=(self.stdout, self.stderr))
             if self._verbosity > 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from typing import TYPE_CHECKING, Self, TextIO, cast
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 from django.core.management.base import OutputWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe, a terminal
 
 logger = logging.getLogger("django_dbhealth.command")
 
@@ -17,7 +20,7 @@ logger = logging.getLogger("django_dbhealth.command")
 class PatientOutput(OutputWrapper):
     """Django's OutputWrapper; once nobody reads it any more it is quiet instead of an error."""
 
-    _out: TextIO
+    _out: Any  # a stream, or None in a process that was started without it
 
     @classmethod
     def over(cls, output: OutputWrapper) -> Self:
@@ -32,6 +35,8 @@ class PatientOutput(OutputWrapper):
         style_func: Callable[[str], str] | None = None,
         ending: str | None = None,
     ) -> None:
+        if self._out is None:
+            return
         try:
             super().write(msg, style_func, ending)
         except OSError as error:
@@ -46,8 +51,12 @@ class PatientOutput(OutputWrapper):
     def _give_up(self, error: OSError) -> None:
         """Send what is still buffered, and all that follows, nowhere.
 
+        Only where the reader is gone: a full disk, for one, stays an error.
+
         The descriptor is replaced, not the stream: Python flushes that once more when it ends.
         """
+        if error.errno not in READER_GONE:
+            raise error
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, self._out.fileno())
         os.close(descriptor)

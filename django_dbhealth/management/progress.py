@@ -64,7 +64,7 @@ class Progress:
             finally:
                 self._display = None
         else:
-            yield from _task(display, meter)
+            yield from _inner_task(display, meter)
 
     @contextmanager
     def _above(self, display: RichProgress) -> Iterator[None]:
@@ -100,17 +100,39 @@ class Progress:
 
 
 def _task(display: RichProgress, meter: Meter) -> Iterator[Callable[[], None]]:
+    """Show the outermost loop from its beginning to its end."""
     task = display.add_task(meter.description, total=meter.total)
-    due = 0.0
+    yield _throttled(lambda: _redraw(display, task, meter))
+    _redraw(display, task, meter)
+
+
+def _inner_task(display: RichProgress, meter: Meter) -> Iterator[Callable[[], None]]:
+    """Show an inner loop while it runs, if it runs for long: there may be thousands."""
+    task: TaskID | None = None
+
+    def draw() -> None:
+        nonlocal task
+        if task is None:
+            task = display.add_task(meter.description, total=meter.total)
+        _redraw(display, task, meter)
+
+    try:
+        yield _throttled(draw)
+    finally:
+        if task is not None:
+            display.remove_task(task)
+
+
+def _throttled(draw: Callable[[], None]) -> Callable[[], None]:
+    due = time.monotonic() + REDRAW_EVERY
 
     def update() -> None:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + REDRAW_EVERY
-            _redraw(display, task, meter)
+            draw()
 
-    yield update
-    _redraw(display, task, meter)
+    return update
 
 
 def _redraw(display: RichProgress, task: TaskID, meter: Meter) -> None:
@@ -145,5 +167,5 @@ def _rich_display() -> RichProgress | None:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         auto_refresh=False,
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import atexit
-import functools
 import logging
 import os
 import signal
@@ -47,18 +47,28 @@ class StopSignals:
         self._keyboard_interrupt = False
         self._previous: dict[signal.Signals, Any] = {}
         self._main_thread = threading.main_thread().ident or 0
-        self._units: list[str] = []
-        self._waiting = 0
+        self._process = os.getpid()
+        self._units: list[tuple[str, object]] = []  # and whose each is, see _owner()
+        self._waiting: list[object] = []
+
+    @classmethod
+    def active(cls) -> StopSignals | None:
+        """Return the one that a command of this thread is inside of."""
+        return _active if threading.current_thread() is threading.main_thread() else None
 
     def __enter__(self) -> Self:
+        global _active  # noqa: PLW0603 (signals are the process's, too)
         if threading.current_thread() is threading.main_thread():
             for signum in STOP_SIGNALS:
                 # A handler that somebody set, or "ignore", is left as it is.
                 if signal.getsignal(signum) is signal.SIG_DFL:
                     self._previous[signum] = signal.signal(signum, self._on_signal)
+            _active = self
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        global _active  # noqa: PLW0603
+        _active = None
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
@@ -73,21 +83,23 @@ class StopSignals:
     @contextmanager
     def unit(self, name: str) -> Iterator[None]:
         """Let the block be finished before a signal takes effect."""
-        self._units.append(name)
+        unit = (name, _owner())
+        self._units.append(unit)
         try:
             yield
         finally:
-            self._units.remove(name)
+            self._units.remove(unit)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Let a signal take effect at once in the block: it only waits."""
-        self._waiting += 1
+        owner = _owner()
+        self._waiting.append(owner)
         try:
             self.checkpoint()
             yield
         finally:
-            self._waiting -= 1
+            self._waiting.remove(owner)
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], None]) -> Iterator[None]:
@@ -96,30 +108,36 @@ class StopSignals:
         Ctrl-C too, the first time, as ``asyncio.run()`` does it: the work waits for this thread.
         """
         previous, self._interrupt = self._interrupt, interrupt
-        keyboard = signal.getsignal(signal.SIGINT)
-        if self._previous:
-            signal.signal(signal.SIGINT, functools.partial(self._on_keyboard, keyboard))
+        ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if ours:
+            signal.signal(signal.SIGINT, self._on_keyboard)
         try:
             yield
         finally:
             self._interrupt = previous
-            if self._previous:
-                signal.signal(signal.SIGINT, keyboard)
+            if ours:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _on_keyboard(self, previous: Any, _signum: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, previous)
+    def _on_keyboard(self, _signum: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self._keyboard_interrupt = True
         self._interrupt()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a child that was forked inherits the handler
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
         again = self.requested is not None
         self.requested = self.requested or signal.Signals(signum)
-        if again or self._waiting or not self._units:
+        if again or all(owner in self._waiting for _, owner in self._units):
             if not again:
                 _say(f"{self.requested.name}: stopping.")
             self._interrupt()
             return
-        _say(f"{self.requested.name}: finishing {self._units[-1]}, at most {self._grace:g} s.")
+        _say(f"{self.requested.name}: finishing {self._units[-1][0]}, at most {self._grace:g} s.")
         # Not threading.Thread: its lock may be the one that this handler interrupted.
         _thread.start_new_thread(self._interrupt_after_grace, ())
 
@@ -130,10 +148,25 @@ class StopSignals:
             signal.pthread_kill(self._main_thread, self.requested)
 
 
+# The one whose handlers are set. A command called by a command uses its caller's.
+_active: StopSignals | None = None
+
+
+def _owner() -> object:
+    """Return whose work this is: the current task's, or in code without tasks the thread's."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 def _say(line: str) -> None:
-    """Write to standard error from a signal handler: a stream might be in mid-write."""
-    with suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+    """Write to standard error from a signal handler: a stream might be in mid-write.
+
+    Not to descriptor 2, which is a database's socket if the process was started without it.
+    """
+    with suppress(AttributeError, OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"{line}\n".encode())
 
 
 def end_by_signal(signum: signal.Signals) -> NoReturn:
@@ -144,7 +177,7 @@ def end_by_signal(signum: signal.Signals) -> NoReturn:
     atexit._run_exitfuncs()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()
     signal.signal(signum, signal.SIG_DFL)
     signal.raise_signal(signum)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 import select
+import socket
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -19,7 +22,8 @@ class Liveness(enum.Enum):
 
     ALIVE = "alive"
     LOST = "lost"
-    BUSY = "busy"  # in the middle of a result or a transaction: alive, and not to be disturbed
+    BUSY = "busy"  # in the middle of a statement or a result: alive, and not to be disturbed
+    IN_TRANSACTION = "in a transaction"  # likewise
 
 
 class Driver(ABC):
@@ -84,3 +88,13 @@ def readable(descriptor: int, timeout: float = 0) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)  # hang-up and error are always reported
     return bool(poll.poll(timeout * 1000))
+
+
+def hang_up(descriptor: int) -> None:
+    """End the connection at its socket: whatever uses the handle next is told that it is lost.
+
+    Without this a driver would take the late answer to one question for the answer to the next.
+    The duplicate keeps the number from becoming somebody else's socket meanwhile.
+    """
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.session_state import NAME, TRANSACTION, Call, Mention, Rule, RuleSet
 
-from .base import Driver, Liveness, Vendor, readable
+from .base import Driver, Liveness, Vendor, hang_up, readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -141,6 +139,7 @@ SESSION_RULES = RuleSet(
 
 # libpq's PGTransactionStatusType; both drivers hand the numbers through.
 IDLE, UNKNOWN = 0, 4
+IN_TRANSACTION = (2, 3)  # whole, or failed
 
 
 class Psycopg(Driver):
@@ -155,16 +154,22 @@ class Psycopg(Driver):
         pgconn = handle.pgconn
         if handle.closed or pgconn.transaction_status == UNKNOWN:
             return Liveness.LOST
+        if pgconn.transaction_status in IN_TRANSACTION:
+            return Liveness.IN_TRANSACTION
         if pgconn.transaction_status != IDLE or pgconn.pipeline_status:
             return Liveness.BUSY
         if not handle.lock.acquire(blocking=False):
             return Liveness.BUSY
+        liveness = Liveness.LOST
         try:
-            return _ask_libpq(pgconn, time.monotonic() + timeout)
+            liveness = _ask_libpq(pgconn, time.monotonic() + timeout)
         except Error:
-            return Liveness.LOST
+            pass
         finally:
+            if liveness is Liveness.LOST:  # also when a signal handler's exception came
+                pgconn.finish()
             handle.lock.release()
+        return liveness
 
 
 def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
@@ -198,6 +203,8 @@ class Psycopg2(Driver):
         if handle.closed:
             return Liveness.LOST
         status = handle.get_transaction_status()
+        if status in IN_TRANSACTION:
+            return Liveness.IN_TRANSACTION
         if status != IDLE:
             return Liveness.LOST if status == UNKNOWN else Liveness.BUSY
         try:
@@ -212,23 +219,14 @@ class Psycopg2(Driver):
 
 @contextmanager
 def _hang_up_after(timeout: float, descriptor: int) -> Iterator[None]:
-    """Shut the socket down if the block takes longer: psycopg2 offers no other bound.
-
-    The duplicate keeps the number from becoming somebody else's socket meanwhile.
-    """
-    with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-        timer = threading.Timer(timeout, _shut_down, [duplicate])
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-
-
-def _shut_down(duplicate: socket.socket) -> None:
-    with suppress(OSError):  # the other side was faster
-        duplicate.shutdown(socket.SHUT_RDWR)
+    """Hang up if the block takes longer: psycopg2 offers no other bound."""
+    timer = threading.Timer(timeout, hang_up, [descriptor])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 # "-c idle_session_timeout=5min" or "--idle-session-timeout=5min", as libpq takes it.

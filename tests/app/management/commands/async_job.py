@@ -43,3 +43,15 @@ class Command(LongRunningCommand):
 
     async def blocking_sleep(self) -> None:
         self.sleep(1)
+
+    async def group(self) -> None:
+        async def step() -> None:
+            async with self.step("Slow"):
+                os.write(1, b"<ready>\n")
+                await asyncio.sleep(0.4)
+                await Row.objects.acreate(name="step done")
+
+        async def sleeper() -> None:
+            await self.asleep(60)
+
+        await asyncio.gather(step(), sleeper())

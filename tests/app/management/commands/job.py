@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
 from typing import Any
 
-from django.core.management.base import CommandError
+from django.core.management import CommandError, call_command
 from django.db import transaction
 
 from django_dbhealth import LongRunningCommand
@@ -128,6 +129,27 @@ class Command(LongRunningCommand):
                 for _ in self.track(range(4), "parts"):
                     pass
                 self.stdout.write(f"thing {number}")
+
+    def many_loops(self) -> None:
+        for _ in self.track(range(1000), "outer"):
+            for _ in self.track(range(3), "inner"):
+                pass
+        for _ in self.track(range(1), "outer"):
+            for _ in self.track(range(3), "slow"):
+                time.sleep(0.11)
+
+    def child(self) -> None:
+        with self.step("Child"):
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=[60])
+            process.start()
+            time.sleep(0.2)
+            process.terminate()
+            process.join(0.8)
+            self.stdout.write(f"exit code {process.exitcode}")
+            process.kill()
+
+    def nested(self) -> None:
+        call_command("job", "short_step")
 
     def returns_text(self) -> str:
         return "done"
