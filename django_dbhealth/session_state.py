@@ -26,7 +26,7 @@ SHORT_TEXT = 1_000
 
 _FIRST_WORD = re.compile(
     # No comment that is code (MySQL's /*! … */), none with another in it (PostgreSQL nests them).
-    r"(?:[\s(]|/\*(?!M?!)(?:(?!/\*|\*/).)*+\*/|--[^\n]*\n|#[^\n]*\n)*+(\w*)",
+    r"(?:[\s(]|/\*(?!M?!)(?:(?!/\*|\*/).)*\*/|--[^\n]*\n|#[^\n]*\n)*(\w*)",
     re.DOTALL,
 )
 _PLACEHOLDER = re.compile(r"%(%)|%\(([^)%]+)\)[sbt]|%[sbt]")

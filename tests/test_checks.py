@@ -822,6 +822,7 @@ def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProces
     """Run Python without this suite's settings."""
     environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
     environment["PYTHONPATH"] = os.pathsep.join([str(path or ROOT), str(ROOT)])
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the settings change within one second
     return subprocess.run(
         [sys.executable, *arguments],
         env=environment,

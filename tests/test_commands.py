@@ -48,6 +48,7 @@ class JobProcess:
             "DJANGO_SETTINGS_MODULE": "tests.job_settings",
             "DATABASE_URL": server.url(),
             "SHOW_LOG": str(log),
+            "TERM": "xterm",  # also where the suite itself runs without a terminal
         }
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _nested_comment(depth: int) -> str:
     """Return the pattern of a comment, with comments in it that are so deeply nested."""
     inner = f"|{_nested_comment(depth - 1)}" if depth else ""
-    return rf"/\*(?:[^*/]++|\*(?!/)|/(?!\*){inner})*+\*/"
+    return rf"/\*(?:[^*/]++|\*(?!/)|/(?!\*){inner})*\*/"
 
 
 SESSION_RULES = RuleSet(
@@ -103,11 +103,11 @@ SESSION_RULES = RuleSet(
     tokens=rf"""
         (?P<comment> --[^\n]* | {_nested_comment(3)} )
         | (?P<text>
-            (?<![\w$])[eE]'(?:[^'\\]++|\\.|'')*+'
-            | '(?:[^']++|'')*+'
+            (?<![\w$])[eE]'(?:[^'\\]++|\\.|'')*'
+            | '(?:[^']++|'')*'
             | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$
         )
-        | (?P<name> "(?:[^"]++|"")*+" )
+        | (?P<name> "(?:[^"]++|"")*" )
         | (?P<placeholder> %% | %\([^)%]+\)[sbt] | %[sbt] )
         | (?P<end> ; )
     """,
