@@ -437,11 +437,13 @@ def _close_if_obsolete(
 ) -> None:
     """Close the connection if it is lost or too old, unless something would be lost with it."""
     driver = driver_of(connection)
+    in_transaction = connection.in_atomic_block or not connection.autocommit
     if driver is None:  # not ours to judge: Django's own function would do this
-        if even_without_max_age and _is_ours_to_close(connection) and connection.autocommit:
+        if even_without_max_age and not in_transaction and not connection.allow_thread_sharing:
             connection.close_if_unusable_or_obsolete()
         return
-    connection.health_check_done = False  # type: ignore[attr-defined]
+    if not in_transaction:  # Django's health check closes what is in a failed transaction
+        connection.health_check_done = False  # type: ignore[attr-defined]
     max_age = connection.settings_dict["CONN_MAX_AGE"]
     expired = (
         connection.close_at is not None

@@ -22,7 +22,7 @@ from asgiref.sync import (
 )
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.signals import request_started
-from django.db import Error, OperationalError, connections
+from django.db import Error, IntegrityError, OperationalError, connections
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError, atomic
 from django.test import override_settings
@@ -659,6 +659,25 @@ def test_health_check_is_due_again(database: Database) -> None:
     session_id()
     close_old_connections()
     assert wrapper().health_check_done is False
+
+
+@every_form
+def test_health_check_in_a_failed_transaction(form: Any, database: Database) -> None:
+    """CONN_HEALTH_CHECKS does not cut a transaction that a savepoint will mend."""
+    wrapper().settings_dict["CONN_HEALTH_CHECKS"] = True
+
+    def fail() -> None:
+        execute("INSERT INTO app_row (id, name, number) VALUES (1000000, 'twice', 0)")
+        execute("INSERT INTO app_row (id, name, number) VALUES (1000000, 'twice', 0)")
+
+    with atomic(using=ALIAS):
+        insert("before")
+        before = session_id()
+        with pytest.raises(IntegrityError), atomic(using=ALIAS):
+            form(fail)
+        insert("after")
+        assert session_id() == before
+    assert stored(database) == ["before", "after"]
 
 
 def test_arguments_of_the_function() -> None:
