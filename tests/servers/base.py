@@ -110,9 +110,12 @@ def run(command: Sequence[str], **options: Any) -> None:
 
 
 def is_gone(process: psutil.Process) -> bool:
+    """Tell whether the process has ended: its last thread too, which holds the sockets open."""
     try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        if not process.is_running():
+            return True
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+    except psutil.NoSuchProcess:  # a ZombieProcess is one
         return True
 
 
