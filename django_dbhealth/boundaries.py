@@ -52,6 +52,9 @@ class _Scope:
     """What is common to everything that begins and ends: the forms in which it can be used."""
 
     def __init__(self, using: str | Iterable[str] | None = None) -> None:
+        if callable(using):
+            name = type(self).__name__
+            raise TypeError(f"As a decorator it has parentheses: write @{name}().")
         self._using = None if using is None else _aliases(using)
         self._parent: _Scope | None = None
         self._running = False
@@ -196,9 +199,9 @@ class connections_released(_Scope):  # noqa: N801
             return  # nobody said where this code begins, so the transaction may be its caller's
         if _transaction_depth(connection) > self._parent._depths.get(connection, 0):
             raise TransactionManagementError(
-                f"{self._described()} cannot give back the connection {connection.alias!r}: a "
-                "transaction is open on it that began after the command or boundary around this "
-                "code did. End the atomic() block first, or put the slow work before it."
+                f"{self._described()} cannot give back the connection {connection.alias!r}: this "
+                "code has a transaction open on it, and slow work would run inside it. "
+                "End the atomic() block first, or put the slow work before it."
             )
 
     def _described(self) -> str:

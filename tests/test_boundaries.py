@@ -701,6 +701,15 @@ def test_class_is_refused() -> None:
         connections_released()(property(lambda self: 1))  # type: ignore[type-var]
 
 
+@pytest.mark.parametrize("factory", [connection_boundary, connections_released])
+def test_factory_without_parentheses(factory: Any) -> None:
+    """The slip that is likeliest, because @close_old_connections has none."""
+    with pytest.raises(TypeError, match=rf"parentheses: write @{factory.__name__}\(\)"):
+
+        @factory
+        def work() -> None: ...
+
+
 def test_decorated_functions_keep_their_kind() -> None:
     """A coroutine function stays one, a generator function too; names and docs are kept."""
     assert iscoroutinefunction(Worker.coroutine)

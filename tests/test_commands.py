@@ -24,6 +24,7 @@ from django.db import connections, transaction
 from django.test import TestCase, override_settings
 
 from django_dbhealth import LongRunningCommand, connection_boundary
+from django_dbhealth.management.base import Sleep
 from tests.app.management.commands.job import Command as Job
 from tests.app.models import Row
 from tests.conftest import create_tables, register, unregister
@@ -190,7 +191,7 @@ def test_step_that_does_not_end_is_interrupted(server: Server) -> None:
         took = time.monotonic() - began
     assert status == -signal.SIGTERM
     assert Job.stop_grace <= took < Job.stop_grace + 1
-    assert "SIGTERM: finishing the step 'Stuck', at most 1 s." in error
+    assert "SIGTERM: finishing the step 'Stuck', at most 2 s." in error
     assert stored(server) == ["finished"]
 
 
@@ -809,6 +810,12 @@ def test_sleep_gives_back(database: Any) -> None:
         assert connections["database"].connection is None
 
     quiet(handle)
+    with (
+        connection_boundary(),
+        transaction.atomic(using="database"),
+        pytest.raises(transaction.TransactionManagementError, match=r"sleep\(\) cannot give back"),
+    ):
+        Sleep().__enter__()
     with pytest.raises(ValueError, match="non-negative"):
         quiet(lambda command: command.sleep(-1))
     wait_for(lambda: database.server.wait_for_sessions(0, USER) == [])

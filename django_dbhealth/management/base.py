@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 from django.db import reset_queries
 from django.utils.asyncio import async_unsafe
 
@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("django_dbhealth.command")
 
+WITHOUT_TRACEBACK = (CommandError, StopRequested)
+
 
 class LongRunningCommand(BaseCommand):
     """A management command made of slow steps, between which it holds no connection.
@@ -46,7 +48,7 @@ class LongRunningCommand(BaseCommand):
         super().__init__(*args, **kwargs)
         self.stdout = PatientOutput.over(self.stdout)
         self.stderr = PatientOutput.over(self.stderr)
-        self._stop = StopSignals(self.stop_grace)
+        self._stop = StopSignals(lambda: self.stop_grace)
         self._progress = Progress(self._report, bar=False)
         self._verbosity = 1
         if iscoroutinefunction(self.handle):
@@ -89,12 +91,12 @@ class LongRunningCommand(BaseCommand):
     @async_unsafe("You cannot call sleep() from an async context - use `await self.asleep()`.")
     def sleep(self, seconds: float) -> None:
         """Give the connections back and sleep. A request to stop ends it, and the command."""
-        with connections_released(), self._stop.waiting():
+        with Sleep(), self._stop.waiting():
             time.sleep(seconds)
 
     async def asleep(self, seconds: float) -> None:
         """Do what ``sleep()`` does, in an ``async def handle``."""
-        async with connections_released():
+        async with Sleep():
             with self._stop.waiting():
                 await asyncio.sleep(seconds)
 
@@ -163,11 +165,18 @@ class LongRunningCommand(BaseCommand):
         else:
             logger.info(line)
 
-    def _report_failure(self, line: str) -> None:
-        if self.stderr.isatty():
-            self.stderr.write(line)
-        else:
+    def _report_failure(self, line: str, *, has_traceback: bool) -> None:
+        if not self.stderr.isatty():
             logger.warning(line)
+        elif not has_traceback:  # which carries the line as a note
+            self.stderr.write(line)
+
+
+class Sleep(connections_released):
+    """What ``sleep()`` does with the connections."""
+
+    def _described(self) -> str:
+        return "sleep()"
 
 
 class Step(connections_released):
@@ -216,7 +225,7 @@ class Step(connections_released):
         verb = "stopped" if isinstance(error, StopRequested) else "failed"
         line = f"The step {self._name!r} {verb} after {seconds:.1f} s."
         error.add_note(line)
-        self._command._report_failure(line)
+        self._command._report_failure(line, has_traceback=not isinstance(error, WITHOUT_TRACEBACK))
 
     def _described(self) -> str:
         return f"The step {self._name!r}"

@@ -37,10 +37,10 @@ class StopSignals:
     """The stop signals' handlers, for as long as the ``with`` block lasts.
 
     While a unit of work is under way (a step, an item) a signal waits for its end, for at most
-    ``grace`` seconds; a second one does not wait. Where nothing is under way it acts at once.
+    ``grace()`` seconds; a second one does not wait. Where nothing is under way it acts at once.
     """
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, grace: Callable[[], float]) -> None:
         self.requested: signal.Signals | None = None
         self._grace = grace
         self._interrupt: Callable[[], None] = self.checkpoint
@@ -137,12 +137,12 @@ class StopSignals:
                 _say(f"{self.requested.name}: stopping.")
             self._interrupt()
             return
-        _say(f"{self.requested.name}: finishing {self._units[-1][0]}, at most {self._grace:g} s.")
+        _say(f"{self.requested.name}: finishing {self._units[-1][0]}, at most {self._grace():g} s.")
         # Not threading.Thread: its lock may be the one that this handler interrupted.
         _thread.start_new_thread(self._interrupt_after_grace, ())
 
     def _interrupt_after_grace(self) -> None:
-        time.sleep(self._grace)
+        time.sleep(self._grace())
         if self._previous and self.requested is not None:
             # To the main thread itself: only then is what it is sleeping in interrupted.
             signal.pthread_kill(self._main_thread, self.requested)

@@ -11,7 +11,7 @@ from tests.app.models import Row
 
 
 class Command(LongRunningCommand):
-    stop_grace = 1.0
+    stop_grace = 2.0
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument("scenario")

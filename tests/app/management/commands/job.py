@@ -21,7 +21,7 @@ def insert(name: str) -> None:
 
 class Command(LongRunningCommand):
     help = "Run a scenario."
-    stop_grace = 1.0
+    stop_grace = 2.0
 
     def add_arguments(self, parser: Any) -> None:  # without super(), as many commands do
         parser.add_argument("scenario")
