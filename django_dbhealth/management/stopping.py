@@ -68,7 +68,8 @@ class StopSignals:
 
     def __exit__(self, *exc_info: object) -> None:
         global _active  # noqa: PLW0603
-        _active = None
+        if _active is self:  # not that of another thread's command
+            _active = None
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
