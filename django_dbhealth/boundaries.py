@@ -10,8 +10,6 @@ import asyncio
 import copy
 import functools
 import inspect
-import logging
-import threading
 import time
 import weakref
 from contextlib import ExitStack, contextmanager
@@ -22,25 +20,21 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections
+from django.db import connections
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 from django.utils.asyncio import async_unsafe
 from django.utils.connection import ConnectionDoesNotExist
 
+from .closing import close_if, connections_of_this_thread, give_back
 from .conf import get_config
-from .guard import watch_of
-from .liveness import Liveness, check_liveness
 from .vendors import driver_of
+from .watch import watch_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-
-    from .vendors.base import Driver
-
-logger = logging.getLogger("django_dbhealth.boundaries")
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -172,7 +166,7 @@ class connection_boundary(_Scope):  # noqa: N801 (a context manager, as contextl
     def _end(self) -> None:
         opened = [c for c, handle in list(self._opened.items()) if c.connection is handle()]
         held = _connections_of_this_thread(self._using)
-        _for_each([c for c in held if c in opened], _give_back)
+        _for_each([c for c in held if c in opened], give_back)
         _for_each([c for c in held if c not in opened], _close_if_obsolete)
 
 
@@ -189,10 +183,10 @@ class connections_released(_Scope):  # noqa: N801
         held = _connections_of_this_thread(self._using)
         for connection in held:
             self._refuse_transaction_of_the_same_code(connection)
-        _for_each(held, _give_back)
+        _for_each(held, give_back)
 
     def _end(self) -> None:
-        _for_each(_connections_of_this_thread(self._using), _give_back)
+        _for_each(_connections_of_this_thread(self._using), give_back)
 
     def _refuse_transaction_of_the_same_code(self, connection: BaseDatabaseWrapper) -> None:
         if self._parent is None:
@@ -401,10 +395,8 @@ def _connections_of_this_thread(using: frozenset[str] | None) -> list[BaseDataba
             )
     return [
         connection
-        for connection in connections.all(initialized_only=True)
-        if connection.connection is not None
-        and (using is None or connection.alias in using)
-        and connection._thread_ident == threading.get_ident()  # type: ignore[attr-defined]
+        for connection in connections_of_this_thread()
+        if using is None or connection.alias in using
     ]
 
 
@@ -428,13 +420,6 @@ def _require_app() -> None:
 # What may be closed
 
 
-def _give_back(connection: BaseDatabaseWrapper) -> None:
-    """Close the connection, unless something would be lost with it."""
-    driver = driver_of(connection)
-    if driver is not None:
-        _close_if(connection, driver, unwanted=True)
-
-
 def _close_if_obsolete(
     connection: BaseDatabaseWrapper, *, even_without_max_age: bool = False
 ) -> None:
@@ -453,72 +438,13 @@ def _close_if_obsolete(
         and (even_without_max_age or max_age > 0)
         and time.monotonic() >= connection.close_at
     )
-    _close_if(connection, driver, unwanted=expired or _idle_past_the_limit(connection))
-
-
-def _is_ours_to_close(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether it is in no atomic() block, and not shared with another thread."""
-    return not connection.in_atomic_block and not connection.allow_thread_sharing
+    close_if(connection, driver, unwanted=expired or _idle_past_the_limit(connection))
 
 
 def _transaction_depth(connection: BaseDatabaseWrapper) -> int:
     if connection.in_atomic_block:
         return len(connection.atomic_blocks)
     return int(connection.autocommit != connection.settings_dict["AUTOCOMMIT"])
-
-
-def _close_if(connection: BaseDatabaseWrapper, driver: Driver, *, unwanted: bool) -> None:
-    """Close the connection if it is lost, or ``unwanted`` and idle with nothing on it."""
-    if not _is_ours_to_close(connection):
-        return
-    watch = watch_of(connection)
-    carries = not connection.autocommit or (watch is not None and watch.carries_anything())
-    if carries and not connection.errors_occurred:
-        return  # alive it is needed; lost, its next use must say so, and then it is over
-    liveness = _liveness(connection, driver, suspect=unwanted)
-    if liveness is Liveness.LOST or (unwanted and liveness is Liveness.ALIVE and not carries):
-        _close(connection)
-
-
-def _close(connection: BaseDatabaseWrapper) -> None:
-    try:
-        connection.close()
-    except Error as error:  # of a handle that was dead already; Django has let go of it
-        logger.info(
-            "Closing the connection %r said: %s",
-            connection.alias,
-            error,
-            extra={"alias": connection.alias},
-        )
-
-
-def _liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool) -> Liveness:
-    config = get_config().for_alias(connection.alias)
-    watch = watch_of(connection)
-    if watch is not None and watch.lost:
-        return Liveness.LOST
-    if watch is not None and watch.is_reading():
-        return Liveness.BUSY
-    suspect = (
-        suspect
-        or connection.errors_occurred
-        or watch is None
-        or watch.in_statement
-        or watch.idle_seconds() > config.ping_after
-    )
-    if watch is not None:
-        watch.lost = True  # should an exception of a signal handler end the probe
-    liveness = check_liveness(
-        driver, connection.connection, suspect=suspect, timeout=config.ping_timeout
-    )
-    if watch is not None and watch.in_statement and liveness is Liveness.BUSY:
-        liveness = Liveness.LOST  # nobody will ever end the statement
-    if watch is not None:
-        watch.lost = liveness is Liveness.LOST
-    if liveness is Liveness.ALIVE and suspect:
-        connection.errors_occurred = False
-        connection.health_check_done = True  # type: ignore[attr-defined]
-    return liveness
 
 
 def _idle_past_the_limit(connection: BaseDatabaseWrapper) -> bool:

@@ -442,7 +442,7 @@ def config_alias_is_unknown(problem: UnknownAlias) -> Warning:
 def guard_is_off(reason: str) -> Warning:
     return _warning(
         "W010",
-        "The guard of django-dbhealth stays off, so nobody watches what a session holds, and "
+        "The guard of django-dbhealth stays off, so no lost connection is healed, and "
         f"boundaries may close a connection with a lock or a temporary table: {reason}",
         "Use versions of Django and django-dbhealth that fit each other, or write "
         '"GUARD": False in DBHEALTH to go without.',

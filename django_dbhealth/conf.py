@@ -43,6 +43,7 @@ PROBE_TIMEOUT = Kind(
     lambda value: _is_number(value) and 0 < value <= HOUR,
     f"a number of seconds above 0 and at most {HOUR}",
 )
+STATE_LOSS = Kind(lambda value: value in ("raise", "warn", "ignore"), "'raise', 'warn' or 'ignore'")
 SWITCH = Kind(lambda value: isinstance(value, bool), "True or False")
 POOLER = Kind(
     lambda value: value is None or value in ("session", "transaction"),
@@ -133,6 +134,8 @@ class Config:
     ping_after: float = _setting(30, PAUSE)
     ping_timeout: float = _setting(5, PROBE_TIMEOUT)
     guard: bool = _setting(True, SWITCH)
+    on_session_state_loss: str = _setting("raise", STATE_LOSS)
+    connect_retry_timeout: float = _setting(0, PAUSE)
     pooler: str | None = _setting(None, POOLER)
 
     databases: Mapping[str, Config] = field(

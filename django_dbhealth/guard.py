@@ -1,198 +1,224 @@
-"""What a connection carries, watched from its birth: the session's state, and its last use.
+"""The guard: a lost connection is replaced exactly where nothing can be lost with it.
 
-Two mixins over Django's own classes. They change nothing that a statement does; they note it.
+Before a statement, and before BEGIN, it looks at the socket. It sends nothing twice: what went out
+and failed stays failed.
 """
 
 from __future__ import annotations
 
-import functools
-import sys
-import time
-import weakref
+import _thread
+import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from django.db import Error
-
-from .session_state import SessionState
-from .vendors import driver_of, vendor_named
+from .closing import close, find_liveness
+from .conf import get_config
+from .liveness import Liveness
+from .signals import connection_healed, connection_lost
 
 if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.backends.utils import CursorWrapper
+    from django.db import Error
+    from django.dispatch import Signal
 
-    from .vendors.base import Driver, Vendor
+    from .watch import Watch
 
-# What a mixin is mixed into is Django's; django-stubs does not know its private methods.
-Base: Any = object
+logger = logging.getLogger("django_dbhealth.guard")
 
-# Django's private hooks that the mixins override. handler.py looks for them before it starts.
-CONNECTION_HOOKS = (
-    "_commit",
-    "_rollback",
-    "chunked_cursor",
-    "connect",
-    "make_cursor",
-    "make_debug_cursor",
+# What connect() resets, and an atomic() block needs: it goes on with another connection.
+BLOCK = (
+    "atomic_blocks",
+    "commit_on_exit",
+    "in_atomic_block",
+    "needs_rollback",
+    "run_on_commit",
+    "savepoint_ids",
 )
-CURSOR_HOOKS = ("_execute", "_executemany", "callproc")
+
+# Before use
 
 
-class Watch:
-    """What is known of one connection since it was opened."""
+def before_use(connection: Any, watch: Watch) -> None:
+    """Heal the connection if it is lost and nothing would be lost with it.
 
-    __slots__ = (
-        "_connection",
-        "_references",
-        "cursors",
-        "driver",
-        "in_statement",
-        "last_used",
-        "lost",
-        "session",
-        "vendor",
+    For a healthy one this is a look at some flags, at the clock, and at the socket.
+    """
+    if (
+        connection.connection is None
+        or watch.connecting
+        or (watch.used and connection.in_atomic_block)
+        or connection._thread_ident != _thread.get_ident()
+    ):
+        return
+    now = monotonic()
+    if (
+        watch.in_doubt
+        or watch.lost
+        or connection.errors_occurred
+        or now - watch.last_used > get_config().for_alias(connection.alias).ping_after
+        or watch.poll(0)
+    ):
+        _heal_if_lost(connection, watch, now)
+
+
+def health_check_is_due(connection: Any) -> bool:
+    """Return whether Django itself would look at the connection now (CONN_HEALTH_CHECKS)."""
+    return bool(connection.health_check_enabled and not connection.health_check_done)
+
+
+def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
+    if not _is_replaceable(connection, watch):
+        return
+    # Where Django itself would replace it, it is replaced whatever it carries.
+    due = health_check_is_due(connection)
+    config = get_config().for_alias(connection.alias)
+    state = watch.session_state()
+    must_tell = bool(state) and config.on_session_state_loss == "raise" and not due
+    if must_tell and not watch.interrupted:
+        return  # alive it is needed; lost, the statement that follows will say so
+    was_known = watch.lost
+    if find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
+        return
+    now = monotonic()
+    loss = Loss(
+        connection,
+        reason=_reason(watch, was_known, now - began >= config.ping_timeout),
+        idle_seconds=began - watch.last_used,
+    )
+    try:
+        if not must_tell:
+            _replace(connection, watch)
+    finally:  # a receiver may use the connection, so not before
+        if not was_known:
+            loss.send(connection_lost, duration=now - began)
+    if must_tell:
+        loss.log_unhealed(state)
+        return
+    duration = monotonic() - began
+    loss.send(connection_healed, duration=duration)
+    loss.log_healed(duration, state if config.on_session_state_loss == "warn" else ())
+
+
+def _is_replaceable(connection: Any, watch: Watch) -> bool:
+    """Return whether the transaction, if there is one, has nothing in it yet."""
+    if connection.allow_thread_sharing:
+        return False
+    if not connection.in_atomic_block:
+        return bool(connection.autocommit or health_check_is_due(connection))
+    return not (
+        watch.used
+        or connection.needs_rollback
+        or connection.closed_in_transaction
+        or not connection.commit_on_exit  # autocommit was off already
+        or any(block._from_testcase for block in connection.atomic_blocks)
+        or (not watch.savepoints and watch.driver.has_begun(connection.connection))
     )
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        vendor, driver = vendor_named(connection.vendor), driver_of(connection)
-        assert vendor is not None  # others are not watched
-        assert driver is not None
-        self._connection = weakref.ref(connection)
-        self.vendor: Vendor = vendor
-        self.driver: Driver = driver
-        self.session = SessionState(vendor.session_rules)
-        self.reset()
 
-    def reset(self) -> None:
-        """Begin anew, for a connection that was opened just now."""
-        self.session.forget()
-        self.cursors: weakref.WeakSet[CursorWrapper] = weakref.WeakSet()  # of .iterator()
-        self.in_statement = False
-        self.lost = False  # a probe that failed may have left the handle in mid-protocol
-        self.last_used = time.monotonic()
-        self._references = self._count_references()
+def _replace(connection: Any, watch: Watch) -> None:
+    """Open another connection. A block in which nothing has run goes on with it."""
+    lost, savepoints = connection.connection, watch.savepoints
+    block = {name: vars(connection)[name] for name in BLOCK}
+    try:
+        if not watch.driver.cursors_need_handle:  # else it goes when its last cursor does
+            connection._close()  # a pool's goes back to its pool, or that would lose a slot
+            watch.closed = True
+        connection.connection = None
+        connection.in_atomic_block = False
+        connection.run_on_commit = []  # the block's, not for a transaction of a receiver
+        watch.bounded = True
+        connection.ensure_connection()
+        if block["in_atomic_block"]:
+            connection.set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)
+            for sid in savepoints:
+                connection._savepoint(sid)
+    except BaseException:
+        if block["in_atomic_block"]:
+            # The block is over: what it has undone inside may not go on in a new transaction.
+            if connection.connection not in (None, lost):
+                close(connection)
+            connection.connection = lost
+            watch.lost = watch.closed = watch.in_doubt = watch.used = True
+        raise
+    finally:
+        vars(connection).update(block)
 
-    def __enter__(self) -> None:
-        """Note that a statement begins."""
-        self.in_statement = True
 
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        """Note that it ended, well or with an error of the database's.
+# After a failure
 
-        Any other exception (of a signal handler, a time limit) has left the connection in the
-        middle of the protocol, and the statement stays open.
-        """
-        self.last_used = time.monotonic()
-        self.in_statement = not (error is None or isinstance(error, Error))
 
-    def idle_seconds(self) -> float:
-        """Return the seconds since the last statement ended."""
-        return time.monotonic() - self.last_used
+def note_failure(connection: Any, watch: Watch, error: Error) -> None:
+    """Note whether the connection is lost with this error, and tell what was lost with it."""
+    if watch.connecting or watch.committed or connection.connection is None:
+        return
+    was_known = watch.lost
+    watch.lost = was_known or watch.driver.has_given_up(connection.connection, error)
+    if not watch.lost:
+        return
+    state = watch.session_state()
+    if not connection.autocommit and not connection.in_atomic_block:
+        state = (*state, "what was not committed")
+    if state:
+        error.add_note(
+            f"The session of the connection {connection.alias!r} is lost, and with it: "
+            f"{', '.join(state)}. The next use gets a new session without."
+        )
+        watch.forget_session_state()
+    if not was_known:
+        loss = Loss(connection, reason="a statement failed", idle_seconds=watch.idle_seconds())
+        loss.log_unhealed(state)
+        loss.send(connection_lost, duration=0.0)
 
-    def is_reading(self) -> bool:
-        """Return whether rows of an unbuffered result are still to come."""
-        connection = self._connection()
-        return connection is not None and self.driver.is_reading(
-            connection.connection, new_references=self._count_references() - self._references
+
+class Loss:
+    """One loss, for signals and the log."""
+
+    def __init__(self, connection: Any, *, reason: str, idle_seconds: float) -> None:
+        self._connection = connection
+        self._reason = reason
+        self._idle_seconds = idle_seconds
+
+    def send(self, signal: Signal, *, duration: float) -> None:
+        signal.send_robust(
+            sender=type(self._connection),
+            alias=self._connection.alias,
+            reason=self._reason,
+            idle_seconds=self._idle_seconds,
+            duration=duration,
         )
 
-    def _count_references(self) -> int:
-        connection = self._connection()
-        return sys.getrefcount(connection.connection) if connection is not None else 0
+    def log_healed(self, duration: float, state: tuple[str, ...]) -> None:
+        without = f" Its session state is gone: {', '.join(state)}." if state else ""
+        self._log(
+            logging.WARNING if state else logging.INFO,
+            "was lost and healed",
+            f" Healing took {duration * 1000:.0f} ms.{without}",
+        )
 
-    def carries_anything(self) -> bool:
-        """Return whether session state, or a cursor that is being read, would be lost with it."""
-        return bool(self.session) or bool(self.cursors)
+    def log_unhealed(self, state: tuple[str, ...]) -> None:
+        if self._connection.in_atomic_block:
+            what = " It was in a transaction, which is rolled back."
+        elif state:
+            what = f" Lost with it: {', '.join(state)}."
+        else:
+            what = ""
+        self._log(logging.WARNING, "is lost", what)
 
-
-def watch_of(connection: BaseDatabaseWrapper) -> Watch | None:
-    """Return what was seen on the connection, None for one that nobody watches."""
-    return getattr(connection, "dbhealth_watch", None)
-
-
-class WatchedConnection(Base):  # type: ignore[misc]
-    """A mixin over a backend's DatabaseWrapper."""
-
-    dbhealth_watch: Watch
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._ensure_watch()
-
-    def _ensure_watch(self) -> None:
-        if watch_of(self) is None:  # a backend may connect while it is being made
-            self.dbhealth_watch = Watch(self)
-
-    def connect(self) -> None:
-        self._ensure_watch()
-        try:
-            super().connect()
-        finally:
-            # What init_command and the receivers of connection_created set is set again in every
-            # new session: it is not counted.
-            self.dbhealth_watch.reset()
-
-    def _commit(self) -> None:
-        super()._commit()
-        self.dbhealth_watch.session.transaction_ended()
-
-    def _rollback(self) -> None:
-        super()._rollback()
-        self.dbhealth_watch.session.rolled_back()
-        self.dbhealth_watch.session.transaction_ended()
-
-    def make_cursor(self, cursor: Any) -> CursorWrapper:
-        return watched_cursor(super().make_cursor(cursor))
-
-    def make_debug_cursor(self, cursor: Any) -> CursorWrapper:
-        return watched_cursor(super().make_debug_cursor(cursor))
-
-    def chunked_cursor(self) -> CursorWrapper:
-        cursor: CursorWrapper = super().chunked_cursor()
-        self.dbhealth_watch.cursors.add(cursor)
-        return cursor
+    def _log(self, level: int, what: str, more: str) -> None:
+        logger.log(
+            level,
+            "The connection %r %s after %.1f s of idleness: %s.%s",
+            self._connection.alias,
+            what,
+            self._idle_seconds,
+            self._reason,
+            more,
+            extra={"alias": self._connection.alias},
+        )
 
 
-class WatchedCursor(Base):  # type: ignore[misc]
-    """A mixin over Django's CursorWrapper."""
-
-    db: WatchedConnection
-
-    def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
-        with self.db.dbhealth_watch:
-            result = super()._execute(sql, params, *ignored)
-        self.db.dbhealth_watch.session.observe(sql, params)
-        return result
-
-    def _executemany(self, sql: Any, param_list: Any, *ignored: Any) -> Any:
-        with self.db.dbhealth_watch:
-            result = super()._executemany(sql, param_list, *ignored)
-        self.db.dbhealth_watch.session.observe(sql)
-        return result
-
-    def close(self) -> None:
-        self.db.dbhealth_watch.cursors.discard(self)
-        getattr(super(), "close", self.cursor.close)()  # Django's has none of its own
-
-    def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        with self.db.dbhealth_watch:
-            return super().callproc(*args, **kwargs)
-
-
-def watched_cursor(cursor: CursorWrapper) -> CursorWrapper:
-    """Return the cursor, watched. Whatever class the backend made stays its base."""
-    cursor.__class__ = derived_class(type(cursor), WatchedCursor)  # type: ignore[arg-type]
-    return cursor
-
-
-def watch_connection(connection: BaseDatabaseWrapper) -> None:
-    """Watch the connection from now on. Calling it again changes nothing."""
-    if watch_of(connection) is None:
-        connection.__class__ = derived_class(type(connection), WatchedConnection)  # type: ignore[arg-type]
-        connection.dbhealth_watch = Watch(connection)  # type: ignore[attr-defined]
-
-
-@functools.cache
-def derived_class(base: Any, mixin: Any) -> Any:
-    """Derive the class that adds the mixin, under the name of its base: logs and repr() show it."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
-    return type(base.__name__, (mixin, base), names)
+def _reason(watch: Watch, was_known: bool, took_too_long: bool) -> str:
+    if watch.interrupted:
+        return "interrupted in a statement"
+    if was_known:
+        return "a statement failed"
+    return "no answer to a probe" if took_too_long else "closed by the server"

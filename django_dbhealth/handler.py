@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections
@@ -11,8 +12,14 @@ from django.db.backends.utils import CursorWrapper
 from django.db.utils import ConnectionHandler
 
 from .conf import get_config
-from .guard import CONNECTION_HOOKS, CURSOR_HOOKS, derived_class, watch_connection
 from .vendors import driver_of
+from .wrappers import (
+    CONNECTION_ATTRIBUTES,
+    CONNECTION_HOOKS,
+    CURSOR_HOOKS,
+    derived_class,
+    watch_connection,
+)
 
 logger = logging.getLogger("django_dbhealth.handler")
 
@@ -72,6 +79,13 @@ def guard_off_reason() -> str | None:
         for name in names
         if name not in vars(owner)
     ]
+    missing += [
+        f"{BaseDatabaseWrapper.__name__}.{name}"
+        for name in CONNECTION_ATTRIBUTES
+        if name not in BaseDatabaseWrapper.__init__.__code__.co_names
+    ]
+    if not hasattr(select, "poll"):
+        return "this system has no poll()."
     if missing:
         return f"this version of Django has no {', '.join(missing)}."
     if not isinstance(connections, ConnectionHandler):

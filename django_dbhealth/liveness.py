@@ -22,13 +22,16 @@ def seems_alive(driver: Driver, handle: Any) -> bool:
     return descriptor is not None and not readable(descriptor)
 
 
-def check_liveness(driver: Driver, handle: Any, *, suspect: bool, timeout: float) -> Liveness:
+def check_liveness(
+    driver: Driver, handle: Any, *, suspect: bool, timeout: float, in_transaction: bool = False
+) -> Liveness:
     """Return whether the connection is alive, lost, or busy.
 
     A silent socket is believed, unless the connection is ``suspect``: idle for long, or an error
     was seen on it. Then, and when the socket is readable, the server is asked and has ``timeout``
-    seconds to answer.
+    seconds to answer. A transaction on the handle is left alone, unless the caller knows of it.
     """
     if not suspect and seems_alive(driver, handle):
         return Liveness.ALIVE
-    return driver.ping(handle, timeout=timeout)
+    question = driver.ask if in_transaction else driver.ping
+    return question(handle, timeout=timeout)

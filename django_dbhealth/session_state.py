@@ -23,12 +23,14 @@ OPAQUE = "whatever a statement that is no text has set"
 
 # Up to this length a text is searched in lower case, and what it means remembered.
 SHORT_TEXT = 1_000
+MANY_TEXTS = 1_000
 
 _FIRST_WORD = re.compile(
     # No comment that is code (MySQL's /*! … */), none with another in it (PostgreSQL nests them).
     r"(?:[\s(]|/\*(?!M?!)(?:(?!/\*|\*/).)*\*/|--[^\n]*\n|#[^\n]*\n)*(\w*)",
     re.DOTALL,
 )
+_UNSURE = re.compile(r"""['"(/$-]|WITH""", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"%(%)|%\(([^)%]+)\)[sbt]|%[sbt]")
 _SYMBOL = re.compile(r"\s*(:?=|[(),.])\s*")
 _PART = r"""(?:[\w$]+|["']\d+["'])"""
@@ -121,13 +123,23 @@ class RuleSet:
         self._lists = lists
         self._doubtful = doubtful
         self._pure_functions = pure_functions
+        self.has_select_into = "into" in quiet.get("SELECT", ())
+        self.harmless: set[str] = set()  # texts that were found to do nothing
         self._remembered = lru_cache(maxsize=512)(self._effects)
 
     def effects(self, sql: str) -> tuple[Effect, ...]:
         """Return what a text does; for nearly all, nothing."""
+        if self.is_quiet(sql):
+            return ()
         return self._remembered(sql) if len(sql) <= SHORT_TEXT else self._effects(sql)
 
-    def _is_quiet(self, sql: str) -> bool:
+    def remember(self, sql: str) -> None:
+        """Take note that a text is harmless, for the next time."""
+        if len(self.harmless) >= MANY_TEXTS:
+            self.harmless.clear()  # cheaper than any order
+        self.harmless.add(sql)
+
+    def is_quiet(self, sql: str) -> bool:
         """Tell cheaply that a text changes no state; False is no proof of the contrary."""
         markers = self._quiet.get(sql[:6])  # SELECT, INSERT, UPDATE, DELETE as the ORM writes them
         if markers is None:
@@ -136,7 +148,10 @@ class RuleSet:
             if markers is None:
                 return False
         if len(sql) > SHORT_TEXT:
-            return not any(_long_text_has(sql, marker) for marker in markers)
+            return not any(
+                _long_text_has(_before_from(sql) if marker == "into" else sql, marker)
+                for marker in markers
+            )
         lower = sql.lower()
         for marker in markers:  # noqa: SIM110 (a generator would take as long as all the rest)
             if marker in lower:
@@ -144,8 +159,6 @@ class RuleSet:
         return True
 
     def _effects(self, sql: str) -> tuple[Effect, ...]:
-        if self._is_quiet(sql):
-            return ()
         text = _Text(self._token_pattern, sql, self._folds_case)
         effects: list[Effect] = []
         sure = not text.has_executable_comment
@@ -164,7 +177,7 @@ class RuleSet:
 
     def _statements(self, text: _Text) -> Iterator[str]:
         for piece in text.pieces:
-            if self._is_quiet(piece):  # now without what stands in its literals
+            if self.is_quiet(piece):  # now without what stands in its literals
                 continue
             statement = self._rewrite(_spaced(piece).lstrip("( "))
             word, _, items = statement.partition(" ")
@@ -247,6 +260,22 @@ class SessionState:
 
     def observe(self, sql: object, params: object = None) -> None:
         """Take note of a statement that succeeded."""
+        if isinstance(sql, str):
+            rules = self._rules
+            if (  # a query that calls nothing; the quickest of three ways to tell nothing changed
+                sql.startswith("SELECT")
+                and "(" not in sql
+                and "@" not in sql
+                and ";" not in sql
+                and not (rules.has_select_into and "into" in _before_from(sql).lower())
+            ):
+                return
+            if len(sql) <= SHORT_TEXT and sql in rules.harmless:  # hashing a long one takes long
+                return
+            if rules.is_quiet(sql):
+                if params and len(sql) <= SHORT_TEXT:  # else the values are in it: it comes once
+                    rules.remember(sql)
+                return
         text = sql if isinstance(sql, str) else _as_text(sql)
         if text is None:
             self._held[OPAQUE, ""] = 1
@@ -261,6 +290,10 @@ class SessionState:
     def forget(self) -> None:
         """Start again: the session is a new one."""
         self._held.clear()
+        self._returned.clear()
+
+    def transaction_began(self) -> None:
+        """Take note that a rollback from here on undoes nothing of what was before."""
         self._returned.clear()
 
     def transaction_ended(self) -> None:
@@ -375,11 +408,20 @@ class _Text:
         return re.sub(r"'(\d+)'", lambda m: f"'{self._literals[int(m[1])][1:-1]}'", code)
 
 
+def _before_from(sql: str) -> str:
+    """Return where a SELECT's INTO would stand (manual: before FROM), all of it where unsure."""
+    head, found, _ = sql[:SHORT_TEXT].partition(" FROM ")
+    return sql if not found or _UNSURE.search(head) else head
+
+
 def _long_text_has(sql: str, marker: str) -> bool:
     """Look for a marker in a text of which one pass of Python's own search costs 30 µs.
 
-    The search for a single character is 50 times faster, and the markers begin with rare ones.
+    The search for a single character is 50 times faster. Most texts lack one of the marker's
+    characters, or have the first one, which is a rare one, a few times only.
     """
+    if not all(character in sql or character.upper() in sql for character in marker):
+        return False
     for first in {marker[0], marker[0].upper()}:
         at = -1
         for _ in range(50):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from asgiref.sync import SyncToAsync
 from django.apps import apps
@@ -33,6 +34,8 @@ def replace_executor() -> None:
 
 
 os.register_at_fork(after_in_child=replace_executor)
+
+hypothesis.settings.register_profile("thorough", max_examples=2_000)
 
 KINDS: dict[str, type[Server]] = {"mariadb": MariaDBServer, "postgresql": PostgreSQLServer}
 

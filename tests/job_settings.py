@@ -11,6 +11,7 @@ USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = ["django_dbhealth", "tests.app"]
 DATABASES = {"default": env.db_url("DATABASE_URL")}
+DBHEALTH = {"GUARD": env.bool("GUARD", default=True)}
 if env.bool("SHOW_LOG", default=False):
     LOGGING = {
         "version": 1,

@@ -40,7 +40,7 @@ from django_dbhealth.checks import (
     check_settings_for_deployment,
     register_checks,
 )
-from django_dbhealth.conf import Config
+from django_dbhealth.conf import KINDS, Config
 from tests.test_conf import JSON
 
 if TYPE_CHECKING:
@@ -622,7 +622,10 @@ def test_config_value_is_bad() -> None:
 
 
 def test_config_key_is_unknown() -> None:
-    accepted = "SERVER_IDLE_TIMEOUT, PING_AFTER, PING_TIMEOUT, GUARD, POOLER, DATABASES"
+    accepted = (
+        "SERVER_IDLE_TIMEOUT, PING_AFTER, PING_TIMEOUT, GUARD, ON_SESSION_STATE_LOSS, "
+        "CONNECT_RETRY_TIMEOUT, POOLER, DATABASES"
+    )
     assert found(SQLITE, {"PING_AFTR": 3, "X": 1}) == [
         Warning(
             "DBHEALTH['PING_AFTR'] is no setting of django-dbhealth, so it is ignored.",
@@ -749,7 +752,7 @@ def test_guard_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "this version of Django has no DatabaseWrapper._cursor()."
     monkeypatch.setattr("django_dbhealth.handler.guard_off_reason", lambda: reason)
     warning = Warning(
-        "The guard of django-dbhealth stays off, so nobody watches what a session holds, and "
+        "The guard of django-dbhealth stays off, so no lost connection is healed, and "
         "boundaries may close a connection with a lock or a temporary table: this version of "
         "Django has no DatabaseWrapper._cursor().",
         hint=(
@@ -1023,7 +1026,7 @@ def test_each_setting_has_a_heading() -> None:
     """The docs have a heading for each key of DBHEALTH, with its type, and the default."""
     text = (ROOT / "docs" / "settings.md").read_text()
     headings = re.findall(r"^## `(\w+): (.+)`$", text, re.MULTILINE)
-    keys = ["SERVER_IDLE_TIMEOUT", "PING_AFTER", "PING_TIMEOUT", "GUARD", "POOLER"]
+    keys = list(KINDS)
     assert headings == [
         *((key, Config.__annotations__[key.lower()]) for key in keys),
         ("DATABASES", "dict[str, dict]"),

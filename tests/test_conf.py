@@ -24,7 +24,15 @@ from django_dbhealth.conf import (
     get_config,
 )
 
-KEYS = ("SERVER_IDLE_TIMEOUT", "PING_AFTER", "PING_TIMEOUT", "GUARD", "POOLER")
+KEYS = (
+    "SERVER_IDLE_TIMEOUT",
+    "PING_AFTER",
+    "PING_TIMEOUT",
+    "GUARD",
+    "ON_SESSION_STATE_LOSS",
+    "CONNECT_RETRY_TIMEOUT",
+    "POOLER",
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
@@ -181,6 +189,8 @@ def test_what_is_accepted_is_said() -> None:
         "a number of seconds from 0 to 31536000",
         "a number of seconds above 0 and at most 3600",
         "True or False",
+        "'raise', 'warn' or 'ignore'",
+        "a number of seconds from 0 to 31536000",
         "'session', 'transaction' or None",
     ]
 

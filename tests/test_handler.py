@@ -14,8 +14,9 @@ from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.db.utils import ConnectionHandler, load_backend
 from django.test import override_settings
 
-from django_dbhealth.guard import Watch, WatchedConnection, watch_of
 from django_dbhealth.handler import guard_off_reason, install_guard
+from django_dbhealth.watch import Watch, watch_of
+from django_dbhealth.wrappers import WatchedConnection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,7 +97,7 @@ def test_guard_off(database: Any) -> None:
     ("owner", "name", "words"),
     [
         (BaseDatabaseWrapper, "make_cursor", "BaseDatabaseWrapper.make_cursor()"),
-        (CursorWrapper, "_execute", "CursorWrapper._execute()"),
+        (CursorWrapper, "callproc", "CursorWrapper.callproc()"),
         (ConnectionHandler, "create_connection", "ConnectionHandler.create_connection()"),
     ],
 )
@@ -131,13 +132,13 @@ def test_guard_stays_off_where_hooks_are_gone() -> None:
         "import django\n"
         "from django.db.backends.utils import CursorWrapper\n"
         "from django.db.utils import ConnectionHandler\n"
-        "del CursorWrapper._executemany\n"
+        "del CursorWrapper.callproc\n"
         "django.setup()\n"
         "from django.db import connections\n"
         "print(type(connections) is ConnectionHandler)\n"
     )
     assert out.splitlines() == [
-        "The guard stays off: this version of Django has no CursorWrapper._executemany().",
+        "The guard stays off: this version of Django has no CursorWrapper.callproc().",
         "True",
     ]
 
@@ -149,7 +150,7 @@ def test_connections_made_before_ready_are_adopted() -> None:
         "from django.db import connections\n"
         "early = connections['mysql']\n"
         "import django; django.setup()\n"
-        "from django_dbhealth.guard import watch_of\n"
+        "from django_dbhealth.watch import watch_of\n"
         "print(watch_of(early) is not None, connections['mysql'] is early)\n"
     )
     assert out == "True True"
@@ -224,7 +225,7 @@ def test_statement_that_failed_carries_nothing(database: Any) -> None:
     with pytest.raises(DatabaseError):
         execute("CREATE TEMPORARY TABLE shelf (id nonsense)")
     assert not watch().carries_anything()
-    assert not watch().in_statement
+    assert not watch().interrupted
 
 
 def test_executemany_and_raw_transactions(database: Any) -> None:
@@ -259,7 +260,7 @@ def test_callproc_is_watched(mariadb: Any, add_database: Any) -> None:
         seen.last_used -= 100
         cursor.callproc("nothing")
         assert seen.idle_seconds() < 50
-        assert not seen.in_statement
+        assert not seen.interrupted
 
 
 def test_foreign_driver_is_left_alone(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:

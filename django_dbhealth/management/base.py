@@ -18,6 +18,7 @@ from django.db import reset_queries
 from django.utils.asyncio import async_unsafe
 
 from django_dbhealth.boundaries import connection_boundary, connections_released
+from django_dbhealth.connecting import patient
 
 from .output import PatientOutput
 from .progress import Meter, Progress
@@ -43,6 +44,10 @@ class LongRunningCommand(BaseCommand):
 
     # Seconds that SIGTERM leaves to the current step or item. Docker sends SIGKILL after ten.
     stop_grace: float = 10.0
+
+    # Seconds for which a refused connection is tried again: the server is down, or has no free
+    # slot. None: CONNECT_RETRY_TIMEOUT, or 60 where that is 0.
+    connect_retry_timeout: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,8 +136,14 @@ class LongRunningCommand(BaseCommand):
             if self._verbosity > 0
             else Progress(lambda line: None, bar=False)
         )
-        with connection_boundary():
+        with patient(self.connect_retry_timeout, self._wait), connection_boundary():
             return super().execute(*args, **options)
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep until a refused connection is tried again, or until a request to stop."""
+        self._stop.checkpoint()
+        with self._stop.waiting():
+            time.sleep(seconds)
 
     def _in_event_loop(
         self, handle: Callable[..., Coroutine[Any, Any, str | None]]

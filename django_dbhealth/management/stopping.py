@@ -97,7 +97,8 @@ class StopSignals:
         owner = _owner()
         self._waiting.append(owner)
         try:
-            self.checkpoint()
+            if not self._is_working():
+                self.checkpoint()
             yield
         finally:
             self._waiting.remove(owner)
@@ -122,6 +123,10 @@ class StopSignals:
             if ours:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def _is_working(self) -> bool:
+        """Return whether a unit is under way that does not just wait."""
+        return any(owner not in self._waiting for _, owner in self._units)
+
     def _on_keyboard(self, _signum: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._keyboard_interrupt = True
@@ -133,7 +138,7 @@ class StopSignals:
             signal.raise_signal(signum)
         again = self.requested is not None
         self.requested = self.requested or signal.Signals(signum)
-        if again or all(owner in self._waiting for _, owner in self._units):
+        if again or not self._is_working():
             if not again:
                 _say(f"{self.requested.name}: stopping.")
             self._interrupt()

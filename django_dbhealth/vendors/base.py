@@ -7,12 +7,13 @@ import math
 import os
 import select
 import socket
+import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from django_dbhealth.session_state import RuleSet
 
@@ -26,11 +27,21 @@ class Liveness(enum.Enum):
     IN_TRANSACTION = "in a transaction"  # likewise
 
 
+class Refusal(enum.Enum):
+    """Why a server took no new connection, where the next try may find it otherwise."""
+
+    NO_FREE_SLOT = "no free slot"
+    UNREACHABLE = "the server cannot be reached"
+
+
 class Driver(ABC):
     """What a driver tells about one of its connections, called a handle here.
 
     A handle may be an application monitor's proxy, so no driver looks at its class.
     """
+
+    # Closing the handle makes its cursors raise, from their own close() too.
+    cursors_need_handle = False
 
     @abstractmethod
     def descriptor(self, handle: Any) -> int | None:
@@ -43,6 +54,18 @@ class Driver(ABC):
         A handle that is LOST may be in the middle of the protocol: it must not be used again.
         """
 
+    def ask(self, handle: Any, *, timeout: float) -> Liveness:
+        """Do what ``ping()`` does, although a transaction may be open on the handle."""
+        return self.ping(handle, timeout=timeout)
+
+    @abstractmethod
+    def has_given_up(self, handle: Any, error: Exception) -> bool:
+        """Return whether, with this error, the driver itself has closed the handle's socket."""
+
+    def has_begun(self, handle: Any) -> bool:
+        """Return whether the driver knows that a statement of a transaction has run."""
+        return False
+
     def is_reading(self, handle: Any, *, new_references: int) -> bool:
         """Return whether an unbuffered result is being read, which a ping would disturb.
 
@@ -50,6 +73,13 @@ class Driver(ABC):
         Where ``ping()`` can tell without disturbing, the answer is False.
         """
         return False
+
+    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        """Let a connect with the parameters take so long at most, where the user set no limit."""
+        parameters.setdefault("connect_timeout", seconds)
+
+    def lift_bound(self, handle: Any, options: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take back what ``bound_connect()`` has set beyond the connect; ``options`` stay."""
 
 
 class Vendor:
@@ -78,6 +108,25 @@ class Vendor:
 
     session_rules: RuleSet
 
+    def refusal(self, error: Exception) -> Refusal | None:
+        """Return why a connect failed, None where trying again would not help or do harm.
+
+        Wrong credentials may lock an account; an hourly quota is not there in a minute.
+        """
+        return None
+
+
+def poller(descriptor: int) -> Callable[[float], list[tuple[int, int]]]:
+    """Return the function that looks at one socket: ``(0)`` says at once whether it is readable.
+
+    Under gevent it is the system's own: a look must not switch to another greenlet.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    poll = gevent.get_original("select", "poll")() if gevent else select.poll()
+    poll.register(descriptor, select.POLLIN)  # hang-up and error are always reported
+    look: Callable[[float], list[tuple[int, int]]] = poll.poll
+    return look
+
 
 def readable(descriptor: int, timeout: float = 0) -> bool:
     """Return whether the socket has something to read, or its end, within ``timeout`` seconds.
@@ -86,8 +135,15 @@ def readable(descriptor: int, timeout: float = 0) -> bool:
     (PostgreSQL) a notification has come in.
     """
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)  # hang-up and error are always reported
+    poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
+
+
+def has_hung_up(descriptor: int) -> bool:
+    """Return whether the other side has closed the socket, though there may be more to read."""
+    poll = select.poll()
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))  # elsewhere POLLHUP says it
+    return bool(poll.poll(0))
 
 
 def hang_up(descriptor: int) -> None:

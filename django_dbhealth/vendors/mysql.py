@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.session_state import NAME, TRANSACTION, Call, Mention, Rule, RuleSet
 
-from .base import Driver, Liveness, Vendor, hang_up, readable
+from .base import Driver, Liveness, Refusal, Vendor, hang_up, has_hung_up, readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,6 +115,8 @@ SESSION_RULES = RuleSet(
 class MySQLClient(Driver):
     """mysqlclient, whichever client library it was built with."""
 
+    cursors_need_handle = True
+
     def descriptor(self, handle: Any) -> int | None:
         try:
             return int(handle.fileno())
@@ -125,23 +127,32 @@ class MySQLClient(Driver):
         # handle.ping() waits for ever on a server that hangs, so the question is sent and the
         # answer awaited here. DO 1 returns no rows and is not seen by any statement after it.
         descriptor = None
-        answered = False
         try:
             descriptor = handle.fileno()
+            if has_hung_up(descriptor):  # most losses: told for a tenth of what asking costs
+                return Liveness.LOST
             handle.send_query(b"DO 1")
-            if readable(descriptor, timeout):
-                handle.read_query_result()
-                answered = True
+            if not readable(descriptor, timeout):
+                hang_up(descriptor)
+                return Liveness.LOST
+            handle.read_query_result()
         except handle.ProgrammingError:
             # 2014: an unbuffered result is being read; or another thread is using the handle.
-            answered = True
             return Liveness.BUSY
         except handle.Error as error:
-            answered = not _is_disconnect(error)  # an hourly quota, for one, is an answer too
-        finally:
-            if not answered and descriptor is not None:  # a signal handler's exception, perhaps
+            # No hang_up(): the library has closed the socket, whose number may be another's now.
+            # An hourly quota, for one, is an answer too.
+            return Liveness.LOST if _is_disconnect(error) else Liveness.ALIVE
+        except BaseException:  # of a signal handler: the answer is still to come
+            if descriptor is not None:
                 hang_up(descriptor)
-        return Liveness.ALIVE if answered else Liveness.LOST
+            raise
+        return Liveness.ALIVE
+
+    def has_given_up(self, handle: Any, error: Exception) -> bool:
+        # Manual, client error message reference. What the server says before it hangs up (4031,
+        # 1927, 1053) leaves the socket open; the next statement then says 2006.
+        return error.args[:1] in ((2006,), (2013,), (2026,), (2055,))
 
     def is_reading(self, handle: Any, *, new_references: int) -> bool:
         # Whatever is called meanwhile says 2014, and so does the reader then, at its last row.
@@ -149,6 +160,10 @@ class MySQLClient(Driver):
         # mysql_affected_rows()), and again once its cursor is closed. While a result is read,
         # cursor and result hold the handle.
         return new_references >= 2 and handle.field_count() > 0 and handle.affected_rows() == -1
+
+    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        if "read_default_file" not in parameters:  # it may have a connect-timeout of its own
+            super().bound_connect(parameters, seconds)
 
 
 def _is_disconnect(error: Exception) -> bool:
@@ -186,6 +201,17 @@ class PyMySQL(Driver):
             handle._read_timeout = read_timeout
         return Liveness.ALIVE
 
+    def has_given_up(self, handle: Any, error: Exception) -> bool:
+        return not handle.open
+
+    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        super().bound_connect(parameters, seconds)
+        # Its connect_timeout ends when the socket is connected, before the server's first word.
+        parameters.setdefault("read_timeout", seconds)
+
+    def lift_bound(self, handle: Any, options: Mapping[str, Any]) -> None:
+        handle._read_timeout = options.get("read_timeout")
+
 
 # An assignment with the word before it: "SET", a comma's nothing, or the scope. lock_wait_timeout
 # and @wait_timeout, a variable of the user's, are others.
@@ -194,6 +220,21 @@ _WAIT_TIMEOUT = re.compile(
     re.IGNORECASE,
 )
 _SCOPES_OF_OTHERS = ("GLOBAL", "PERSIST", "PERSIST_ONLY")
+
+
+# Manual, server error message reference (1226: ER_USER_LIMIT_REACHED) and client's. At connect:
+# 1053 from a server that shuts down, 2006 and 2013 from one that hung up or did not answer in the
+# handshake.
+ACCOUNT_LIMIT = 1226
+REFUSALS: dict[object, Refusal] = {
+    1040: Refusal.NO_FREE_SLOT,
+    1203: Refusal.NO_FREE_SLOT,
+    1053: Refusal.UNREACHABLE,
+    2002: Refusal.UNREACHABLE,
+    2003: Refusal.UNREACHABLE,
+    2006: Refusal.UNREACHABLE,
+    2013: Refusal.UNREACHABLE,
+}
 
 
 class MySQL(Vendor):
@@ -227,3 +268,10 @@ class MySQL(Vendor):
         )
 
     session_rules = SESSION_RULES
+
+    def refusal(self, error: Exception) -> Refusal | None:
+        code = error.args[0] if error.args else None
+        if code == ACCOUNT_LIMIT:
+            # The same code is that of the hourly quotas, and only the text tells.
+            return Refusal.NO_FREE_SLOT if "max_user_connections" in str(error) else None
+        return REFUSALS.get(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.session_state import NAME, TRANSACTION, Call, Mention, Rule, RuleSet
 
-from .base import Driver, Liveness, Vendor, hang_up, readable
+from .base import Driver, Liveness, Refusal, Vendor, hang_up, readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -142,23 +143,37 @@ IDLE, UNKNOWN = 0, 4
 IN_TRANSACTION = (2, 3)  # whole, or failed
 
 
-class Psycopg(Driver):
+class _Psycopg(Driver):
+    """What both have of libpq."""
+
+    def has_given_up(self, handle: Any, error: Exception) -> bool:
+        return bool(handle.closed)
+
+    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        if "PGCONNECT_TIMEOUT" not in os.environ and "service" not in parameters:
+            super().bound_connect(parameters, seconds)
+
+
+class Psycopg(_Psycopg):
     """psycopg 3."""
 
     def descriptor(self, handle: Any) -> int | None:
         return None if handle.closed else int(handle.pgconn.socket)
 
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
+        if not handle.closed and handle.pgconn.transaction_status in IN_TRANSACTION:
+            return Liveness.IN_TRANSACTION
+        return self.ask(handle, timeout=timeout)
+
+    def ask(self, handle: Any, *, timeout: float) -> Liveness:
         from psycopg import Error
 
         pgconn = handle.pgconn
         if handle.closed or pgconn.transaction_status == UNKNOWN:
             return Liveness.LOST
-        if pgconn.transaction_status in IN_TRANSACTION:
-            return Liveness.IN_TRANSACTION
-        if pgconn.transaction_status != IDLE or pgconn.pipeline_status:
+        if pgconn.transaction_status not in (IDLE, *IN_TRANSACTION) or pgconn.pipeline_status:
             return Liveness.BUSY
-        if not handle.lock.acquire(blocking=False):
+        if handle.lock.locked():  # not acquired: an interrupt before its release would be a hang
             return Liveness.BUSY
         liveness = Liveness.LOST
         try:
@@ -168,8 +183,10 @@ class Psycopg(Driver):
         finally:
             if liveness is Liveness.LOST:  # also when a signal handler's exception came
                 pgconn.finish()
-            handle.lock.release()
         return liveness
+
+    def has_begun(self, handle: Any) -> bool:
+        return handle.pgconn.transaction_status in IN_TRANSACTION
 
 
 def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
@@ -193,7 +210,7 @@ def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
             return Liveness.LOST
 
 
-class Psycopg2(Driver):
+class Psycopg2(_Psycopg):
     """psycopg2."""
 
     def descriptor(self, handle: Any) -> int | None:
@@ -214,7 +231,12 @@ class Psycopg2(Driver):
                 handle.rollback()
         except handle.Error:
             return Liveness.LOST
+        except RuntimeError:  # no thread can be started, and so no bound set
+            return Liveness.BUSY
         return Liveness.ALIVE
+
+    def has_begun(self, handle: Any) -> bool:
+        return handle.get_transaction_status() in IN_TRANSACTION
 
 
 @contextmanager
@@ -235,6 +257,25 @@ _IDLE_SESSION_TIMEOUT = re.compile(
 )
 # The units of the manual's section 20.1.1, in seconds; the parameter's own is the millisecond.
 _UNITS = {"us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+# An error at connect has no SQLSTATE, so these are texts: the server's, in English, and libpq's.
+FINAL = ("authentication failed", "does not exist", "no pg_hba.conf entry")
+REFUSALS = {
+    "too many clients already": Refusal.NO_FREE_SLOT,
+    "remaining connection slots are reserved": Refusal.NO_FREE_SLOT,
+    "too many connections for": Refusal.NO_FREE_SLOT,  # a role, a database
+    "no more connections allowed": Refusal.NO_FREE_SLOT,  # PgBouncer's
+    "the database system is": Refusal.UNREACHABLE,  # starting up, shutting down, in recovery
+    "Connection refused": Refusal.UNREACHABLE,
+    "No such file or directory": Refusal.UNREACHABLE,  # of the unix socket
+    "Connection reset by peer": Refusal.UNREACHABLE,
+    "Connection timed out": Refusal.UNREACHABLE,
+    "Network is unreachable": Refusal.UNREACHABLE,
+    "No route to host": Refusal.UNREACHABLE,
+    "server closed the connection": Refusal.UNREACHABLE,
+    "timeout expired": Refusal.UNREACHABLE,
+}
 
 
 class PostgreSQL(Vendor):
@@ -266,3 +307,11 @@ class PostgreSQL(Vendor):
             return math.inf
 
     session_rules = SESSION_RULES
+
+    def refusal(self, error: Exception) -> Refusal | None:
+        text = str(error)
+        if type(error).__name__ == "PoolTimeout":  # psycopg_pool may not be there to import
+            return Refusal.NO_FREE_SLOT
+        if any(words in text for words in FINAL):  # of one of several hosts, perhaps
+            return None
+        return next((refusal for words, refusal in REFUSALS.items() if words in text), None)

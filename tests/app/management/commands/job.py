@@ -33,6 +33,9 @@ class Command(LongRunningCommand):
         """Tell the test that something is reached; the terminal may be gone."""
         os.write(1, f"<{event}>\n".encode())
 
+    def one_row(self) -> None:
+        Row.objects.create(name="row")
+
     def three_steps(self) -> None:
         for number in range(3):
             with self.step(f"Step {number}"):

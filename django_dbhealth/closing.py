@@ -1,0 +1,111 @@
+"""Which connections may be closed, and closing them: what nobody would miss."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from django.db import Error, connections
+
+from .conf import get_config
+from .liveness import Liveness, check_liveness
+from .vendors import driver_of
+from .vendors.base import has_hung_up
+from .watch import watch_of
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from .vendors.base import Driver
+
+logger = logging.getLogger("django_dbhealth.closing")
+
+
+def connections_of_this_thread() -> list[BaseDatabaseWrapper]:
+    """Return the open connections, without making a wrapper for an alias that has none."""
+    return [
+        connection
+        for connection in connections.all(initialized_only=True)
+        if connection.connection is not None and is_of_this_thread(connection)
+    ]
+
+
+def is_of_this_thread(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether this thread made the connection."""
+    return bool(connection._thread_ident == threading.get_ident())  # type: ignore[attr-defined]
+
+
+def give_back(connection: BaseDatabaseWrapper) -> None:
+    """Close the connection, unless something would be lost with it."""
+    driver = driver_of(connection)
+    if driver is not None:
+        close_if(connection, driver, unwanted=True)
+
+
+def close_if(connection: BaseDatabaseWrapper, driver: Driver, *, unwanted: bool) -> None:
+    """Close the connection if it is lost, or ``unwanted`` and idle with nothing on it.
+
+    One in an ``atomic()`` block, or shared with another thread, is left alone.
+    """
+    if connection.in_atomic_block or connection.allow_thread_sharing:
+        return
+    watch = watch_of(connection)
+    carries = not connection.autocommit or (watch is not None and watch.carries_anything())
+    if carries and not connection.errors_occurred:
+        return  # alive it is needed; lost, its next use must say so, and then it is over
+    liveness = find_liveness(connection, driver, suspect=unwanted)
+    if liveness is Liveness.LOST or (unwanted and liveness is Liveness.ALIVE and not carries):
+        close(connection)
+
+
+def close(connection: BaseDatabaseWrapper) -> None:
+    """Close the connection; one that was dead already may say so, which is logged."""
+    try:
+        connection.close()
+    except Error as error:  # Django has let go of it
+        logger.info(
+            "Closing the connection %r said: %s",
+            connection.alias,
+            error,
+            extra={"alias": connection.alias},
+        )
+
+
+def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool) -> Liveness:
+    """Return whether the connection is alive, and remember it."""
+    config = get_config().for_alias(connection.alias)
+    watch = watch_of(connection)
+    if watch is not None and watch.lost:
+        return Liveness.LOST
+    if watch is not None and not watch.interrupted and watch.is_reading():
+        # Perhaps: cursors that the program holds look alike. It must not be asked.
+        descriptor = driver.descriptor(connection.connection)
+        watch.lost = descriptor is None or has_hung_up(descriptor)
+        return Liveness.LOST if watch.lost else Liveness.BUSY
+    suspect = (
+        suspect
+        or connection.errors_occurred
+        or watch is None
+        or watch.interrupted
+        or watch.idle_seconds() > config.ping_after
+    )
+    if watch is not None:
+        watch.lost = True  # should an exception of a signal handler end the probe
+    liveness = check_liveness(
+        driver,
+        connection.connection,
+        suspect=suspect,
+        timeout=config.ping_timeout,
+        in_transaction=connection.in_atomic_block,
+    )
+    if watch is not None and watch.interrupted and liveness is Liveness.BUSY:
+        liveness = Liveness.LOST  # nobody will ever end the statement
+    if watch is not None:
+        watch.lost = liveness is Liveness.LOST
+    if liveness is Liveness.ALIVE and suspect:
+        connection.errors_occurred = False
+        connection.health_check_done = True  # type: ignore[attr-defined]
+        if watch is not None:
+            watch.in_doubt = watch.interrupted = False
+    return liveness

@@ -1,0 +1,135 @@
+"""What is known of one connection since it was opened: the session's state, and its last use."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .session_state import SessionState
+from .vendors import driver_of, vendor_named
+from .vendors.base import poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.backends.utils import CursorWrapper
+
+    from .vendors.base import Driver, Vendor
+
+SERVER_SIDE_CURSOR = "a server-side cursor"
+
+
+class Watch:
+    """What is known of one connection since it was opened."""
+
+    __slots__ = (
+        "_connection",
+        "_references",
+        "bounded",
+        "closed",
+        "committed",
+        "connecting",
+        "cursors",
+        "driver",
+        "generation",
+        "healed_since",
+        "in_doubt",
+        "interrupted",
+        "last_used",
+        "lost",
+        "poll",
+        "savepoints",
+        "session",
+        "used",
+        "vendor",
+    )
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        vendor, driver = vendor_named(connection.vendor), driver_of(connection)
+        assert vendor is not None  # others are not watched
+        assert driver is not None
+        self._connection = weakref.ref(connection)
+        self.vendor: Vendor = vendor
+        self.driver: Driver = driver
+        self.session = SessionState(vendor.session_rules)
+        self.connecting = False
+        self.generation = 0  # of the handle: a cursor of an older one is stale,
+        self.healed_since = 0  # and follows to the new one, if it is not older than this
+        self.lost = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, for a connection that was opened just now."""
+        connection = self._connection()
+        handle = connection.connection if connection is not None else None
+        descriptor = self.driver.descriptor(handle) if handle is not None else None
+        # One poll object for the life of the handle.
+        self.poll: Callable[[float], Any] = _says_yes if descriptor is None else poller(descriptor)
+        self.generation += 1
+        if not self.lost:  # what was before is gone because the program wanted it so
+            self.healed_since = self.generation
+        self.session.forget()
+        self.cursors: weakref.WeakSet[CursorWrapper] = weakref.WeakSet()  # of .iterator()
+        self.bounded = False  # a connect is ours, and must not hang where the user's own would
+        self.in_doubt = False  # an error passed since it was last known to be alive
+        self.interrupted = False  # in a statement, by an exception that is not the database's
+        self.lost = False  # known, so that nothing needs to be asked
+        self.committed = False  # MySQL: and autocommit is being put back
+        self.closed = False  # the lost handle was closed, and there is no other yet
+        self.transaction_began()
+        self.last_used = monotonic()
+        self._references = self._count_references()
+
+    def transaction_began(self) -> None:
+        """Note that from here on nothing has run, of a transaction that begins or has ended."""
+        self.session.transaction_began()
+        self.used = False
+        self.savepoints: list[str] = []  # sent, while nothing else was
+
+    def idle_seconds(self) -> float:
+        """Return the seconds since the last statement began."""
+        return monotonic() - self.last_used
+
+    def is_reading(self) -> bool:
+        """Return whether rows of an unbuffered result are still to come."""
+        connection = self._connection()
+        return connection is not None and self.driver.is_reading(
+            connection.connection, new_references=self._count_references() - self._references
+        )
+
+    def _count_references(self) -> int:
+        connection = self._connection()
+        return sys.getrefcount(connection.connection) if connection is not None else 0
+
+    def carries_anything(self) -> bool:
+        """Return whether session state, or a cursor that is being read, would be lost with it."""
+        return bool(self.session) or bool(self.cursors)
+
+    def session_state(self) -> tuple[str, ...]:
+        """Return what a new session would not have, in plain words."""
+        if not self.carries_anything():
+            return ()
+        # A client-side cursor has its rows already, and only a server-side one has a name.
+        held = (SERVER_SIDE_CURSOR,) if any(map(_name, list(self.cursors))) else ()
+        return self.session.descriptions() + held
+
+    def forget_session_state(self) -> None:
+        """Note that it was lost, and that somebody was told."""
+        self.session.forget()
+        self.cursors.clear()
+
+
+def _says_yes(_timeout: float) -> bool:
+    return True
+
+
+def _name(cursor: CursorWrapper) -> str | None:
+    return getattr(cursor.cursor, "name", None)
+
+
+def watch_of(connection: BaseDatabaseWrapper) -> Watch | None:
+    """Return what was seen on the connection, None for one that nobody watches."""
+    return getattr(connection, "dbhealth_watch", None)

@@ -1,0 +1,394 @@
+"""Django's connections, cursors and errors, with the guard in between.
+
+Three mixins: what they are mixed into stays as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+from django.db.utils import DatabaseErrorWrapper
+from django.utils.functional import cached_property
+
+from .conf import get_config
+from .connecting import connect_patiently
+from .guard import BLOCK, before_use, note_failure
+from .liveness import Liveness, check_liveness
+from .watch import Watch, watch_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+# What a mixin is mixed into is Django's; django-stubs does not know its private methods.
+Base: Any = object
+
+# Django's private hooks that the mixins override. handler.py looks for them before it starts.
+CONNECTION_HOOKS = (
+    "_close",
+    "_commit",
+    "_rollback",
+    "_savepoint",
+    "_set_autocommit",
+    "chunked_cursor",
+    "close_if_health_check_failed",
+    "connect",
+    "get_connection_params",
+    "get_new_connection",
+    "make_cursor",
+    "make_debug_cursor",
+    "set_autocommit",
+    "set_rollback",
+    "wrap_database_errors",
+)
+CONNECTION_ATTRIBUTES = (
+    *BLOCK,
+    "_thread_ident",
+    "closed_in_transaction",
+    "errors_occurred",
+    "health_check_done",
+    "health_check_enabled",
+    "run_commit_hooks_on_set_autocommit_on",
+)
+CURSOR_HOOKS = ("_execute_with_wrappers", "callproc")
+
+# A statement began so few seconds ago that a look at the socket would tell nothing more: what is
+# lost between the look and the statement is not seen either, and may take as long.
+JUST_NOW = 0.0005
+
+
+class MarkedForRollback:
+    """The attribute needs_rollback, whose value stays in the instance: reading it costs nothing."""
+
+    def __set__(self, connection: Any, value: bool) -> None:
+        watch = watch_of(connection)
+        vars(connection)["needs_rollback"] = value and not (watch is not None and watch.lost)
+
+
+class WatchedConnection(Base):  # type: ignore[misc]
+    """A mixin over a backend's DatabaseWrapper."""
+
+    connection: Any
+    dbhealth_watch: Watch
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ensure_watch()
+
+    def _ensure_watch(self) -> None:
+        if watch_of(self) is None:  # a backend may connect while it is being made
+            self.dbhealth_watch = Watch(self)
+
+    # Opening and closing
+
+    def connect(self) -> None:
+        self._ensure_watch()
+        watch = self.dbhealth_watch
+        if watch.connecting:  # a log handler that writes to the database which it writes of
+            super().connect()
+            return
+        watch.connecting = True
+        try:
+            connect_patiently(self, watch, super().connect)
+        finally:
+            # What init_command and the receivers of connection_created set is set again in every
+            # new session: it is not counted.
+            watch.connecting = False
+            watch.reset()
+
+    def get_connection_params(self) -> dict[str, Any]:
+        parameters: dict[str, Any] = super().get_connection_params()
+        watch = watch_of(self)
+        if watch is not None and watch.bounded:
+            seconds = math.ceil(get_config().for_alias(self.alias).ping_timeout)
+            watch.driver.bound_connect(parameters, seconds)
+        return parameters
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        handle = super().get_new_connection(conn_params)
+        if self.dbhealth_watch.bounded:
+            self.dbhealth_watch.driver.lift_bound(handle, self.settings_dict["OPTIONS"])
+        pool = getattr(self, "pool", None)
+        if pool is None:
+            return handle
+        # Nobody has looked at it since it was given back. At most all in the pool are lost.
+        driver = self.dbhealth_watch.driver
+        timeout = get_config().for_alias(self.alias).ping_timeout
+        for _ in range(getattr(pool, "max_size", 0)):
+            liveness = check_liveness(driver, handle, suspect=False, timeout=timeout)
+            if liveness is not Liveness.LOST:
+                break
+            pool.putconn(handle)  # never just dropped: that would cost its slot
+            handle = super().get_new_connection(conn_params)
+        return handle
+
+    def _close(self) -> None:
+        watch = self.dbhealth_watch
+        if watch.closed:
+            return
+        try:
+            super()._close()
+        except Error:
+            if not watch.lost:
+                raise
+
+    # Before use
+
+    def close_if_health_check_failed(self) -> None:
+        """Heal the connection where a cursor could not be made; Django calls it for each."""
+        in_doubt = self.dbhealth_watch.in_doubt
+        if not in_doubt and (self.health_check_done or not self.health_check_enabled):
+            return  # nearly always; Django's own would do nothing either
+        before_use(self, self.dbhealth_watch)
+        super().close_if_health_check_failed()
+
+    def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        if autocommit and self.connection is None and self.settings_dict["AUTOCOMMIT"]:
+            # The end of a block that has lost its connection: every new one begins so, and a
+            # connect that failed now would hide the block's error.
+            self.autocommit = True
+            return
+        before_use(self, self.dbhealth_watch)  # BEGIN
+        super().set_autocommit(autocommit, *args, **kwargs)
+        self.dbhealth_watch.transaction_began()
+
+    # Transactions
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        watch = self.dbhealth_watch
+        has_committed = self.run_commit_hooks_on_set_autocommit_on and not watch.used
+        watch.committed = autocommit and has_committed
+        try:
+            super()._set_autocommit(autocommit)
+        except Error as error:
+            if not autocommit or watch.connecting:
+                raise
+            if not watch.driver.has_given_up(self.connection, error):
+                raise
+            if has_committed:
+                # Only the connection is gone, and its next use sees to that. A recorded error
+                # would have a boundary close it, and nobody would hear of its session state.
+                self.errors_occurred = False
+                watch.in_doubt = True
+                return
+            self._close()  # or nobody would ever put autocommit back
+            self.connection = None
+            raise
+        finally:
+            watch.committed = False
+
+    def _savepoint(self, sid: str) -> None:
+        watch = self.dbhealth_watch
+        nothing_has_run = not watch.used
+        super()._savepoint(sid)
+        if nothing_has_run:
+            watch.used = False
+            watch.savepoints.append(sid)
+
+    def _commit(self) -> None:
+        super()._commit()
+        self._transaction_ended()
+
+    def _rollback(self) -> None:
+        super()._rollback()
+        self.dbhealth_watch.session.rolled_back()
+        self._transaction_ended()
+
+    def _transaction_ended(self) -> None:
+        watch = self.dbhealth_watch
+        watch.session.transaction_ended()
+        watch.transaction_began()
+
+    # A transaction that went with its connection is rolled back already. Its block is to fail in
+    # COMMIT, and not to end without a word after somebody inside has caught the error: so what
+    # Django marks for a rollback after the loss is not marked. What the user marks is.
+
+    needs_rollback = MarkedForRollback()
+
+    def set_rollback(self, rollback: bool) -> None:
+        super().set_rollback(rollback)
+        self.__dict__["needs_rollback"] = rollback
+
+    # Errors and cursors
+
+    @cached_property
+    def wrap_database_errors(self) -> DatabaseErrorWrapper:
+        return WatchedErrors(self)
+
+    def make_cursor(self, cursor: Any) -> Any:
+        kind = plain_cursor_class(type(self))  # type: ignore[arg-type]
+        if kind is None:
+            return self._watched_cursor(super().make_cursor(cursor))
+        watched = kind(cursor, self)
+        watched.generation = self.dbhealth_watch.generation
+        return watched
+
+    def make_debug_cursor(self, cursor: Any) -> Any:
+        return self._watched_cursor(super().make_debug_cursor(cursor))
+
+    def _watched_cursor(self, cursor: Any) -> Any:
+        """Return the cursor, watched. Whatever class the backend made stays its base."""
+        kind: Any = type(cursor)
+        cursor.__class__ = derived_class(kind, WatchedCursor)
+        cursor.generation = self.dbhealth_watch.generation
+        return cursor
+
+    def chunked_cursor(self) -> Any:
+        cursor = super().chunked_cursor()
+        kind: Any = type(cursor)
+        cursor.__class__ = derived_class(kind, ChunkedCursor)
+        return cursor
+
+
+class WatchedErrors(DatabaseErrorWrapper):
+    """Django's translator of a driver's errors: every one passes here."""
+
+    wrapper: Any
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            return
+        watch = self.wrapper.dbhealth_watch
+        try:
+            super().__exit__(kind, error, traceback)
+        except Error as translated:
+            watch.in_doubt = self.wrapper.errors_occurred
+            note_failure(self.wrapper, watch, translated)
+            raise
+        # Of a signal handler, a time limit: in mid-protocol. Of a loop that was left: not.
+        if not isinstance(error, (Error, GeneratorExit)):
+            watch.interrupted = watch.in_doubt = True
+
+
+class PastDjango:
+    """A method of a driver's cursor that runs statements past Django's wrapper."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, cursor: Any, owner: type) -> Any:
+        if cursor is None:
+            return self
+        getattr(cursor.cursor, self._name)  # AttributeError: not this driver's
+        return functools.partial(self._call, cursor)
+
+    def _call(self, cursor: Any, *args: Any, **kwargs: Any) -> Any:
+        cursor._before_use()
+        cursor.db.dbhealth_watch.used = True
+        of_backend = getattr(super(WatchedCursor, cursor), self._name, None)  # logs it, perhaps
+        method = of_backend or getattr(cursor.cursor, self._name)
+        return method(*args, **kwargs)
+
+
+class WatchedCursor(Base):  # type: ignore[misc]
+    """A mixin over Django's CursorWrapper."""
+
+    cursor: Any
+    db: Any
+    generation: int | None = None  # None: made past make_cursor(), as django-debug-toolbar does
+
+    copy = PastDjango()  # psycopg 3
+    stream = PastDjango()
+    copy_expert = PastDjango()  # psycopg2
+    copy_from = PastDjango()
+    copy_to = PastDjango()
+
+    def _execute_with_wrappers(self, sql: Any, params: Any, many: bool, executor: Any) -> Any:
+        if self.db.execute_wrappers:
+            inside = functools.partial(self._run, executor)
+            return super()._execute_with_wrappers(sql, params, many, inside)
+        return self._run(executor, sql, params, many, {"connection": self.db, "cursor": self})
+
+    def _run(self, executor: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        """Run execute() or executemany(), inside all wrappers of the program's."""
+        watch: Watch = self.db.dbhealth_watch
+        now = monotonic()
+        if (
+            now - watch.last_used > JUST_NOW
+            or watch.in_doubt
+            or self.generation != watch.generation
+        ):
+            self._before_use()
+        watch.used = True
+        watch.last_used = now
+        result = executor(sql, params, many, context)
+        if not watch.connecting:
+            watch.session.observe(sql, None if many else params)
+        return result
+
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        self._before_use()
+        watch: Watch = self.db.dbhealth_watch
+        watch.used = True
+        watch.last_used = monotonic()
+        return super().callproc(*args, **kwargs)
+
+    def _before_use(self) -> None:
+        """Heal the connection, and follow it to another one that it was given meanwhile."""
+        connection, watch = self.db, self.db.dbhealth_watch
+        if self.generation is None:
+            self.generation = watch.generation
+        before_use(connection, watch)
+        if connection.connection is None and watch.lost:
+            connection.ensure_connection()
+        if self.generation == watch.generation or self.generation < watch.healed_since:
+            return  # after the program's own close() a cursor stays dead, as Django's does
+        with suppress(connection.Database.Error):
+            self.cursor.close()
+        with connection.wrap_database_errors:
+            self.cursor = connection.create_cursor(getattr(self.cursor, "name", None))
+        self.generation = watch.generation
+
+
+class ChunkedCursor(Base):  # type: ignore[misc]
+    """A mixin over the cursors of ``.iterator()``: what they still have to give would be lost."""
+
+    db: Any
+
+    def _run(self, *args: Any) -> Any:
+        result = super()._run(*args)
+        self.db.dbhealth_watch.cursors.add(self)
+        return result
+
+    def close(self) -> None:
+        self.db.dbhealth_watch.cursors.discard(self)
+        getattr(super(), "close", self.cursor.close)()  # Django's class has none of its own
+
+
+def watch_connection(connection: BaseDatabaseWrapper) -> None:
+    """Watch the connection from now on. Calling it again changes nothing."""
+    if watch_of(connection) is None:
+        kind: Any = type(connection)
+        connection.__class__ = derived_class(kind, WatchedConnection)
+        connection.dbhealth_watch = Watch(connection)  # type: ignore[attr-defined]
+        vars(connection).pop("wrap_database_errors", None)  # Django's, cached
+
+
+@functools.cache
+def derived_class(base: Any, mixin: Any) -> Any:
+    """Derive the class that adds the mixin, under the name of its base: logs and repr() show it."""
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (mixin, base), names)
+
+
+@functools.cache
+def plain_cursor_class(kind: Any) -> Any:
+    """Return the class of a connection's cursors, None where the backend makes its own.
+
+    Making one of the right class takes half the time of changing its class.
+    """
+    base: Any = super(WatchedConnection, kind)
+    if base.make_cursor is not BaseDatabaseWrapper.make_cursor:
+        return None
+    return derived_class(CursorWrapper, WatchedCursor)

@@ -1,0 +1,402 @@
+"""A refused connection is tried again for a while, and only where waiting can help."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import call_command
+from django.db import OperationalError, connections, transaction
+from django.test import override_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_dbhealth import LongRunningCommand
+from django_dbhealth.backoff import FIRST_DELAY, LONGEST_DELAY, Backoff
+from django_dbhealth.connecting import patient
+from django_dbhealth.signals import connection_refused
+from tests.conftest import register, unregister
+from tests.servers.base import USER
+from tests.test_commands import running, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.servers import Server
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ["mariadb", "postgresql"]
+
+
+# When
+
+
+@given(st.floats(0, 1e6), st.floats(0.001, 1e5))
+def test_delays(now: float, timeout: float) -> None:
+    """Delays begin small, at most double, never pass the limit; the last try is at its end."""
+    backoff = Backoff(now=now, timeout=timeout)
+    end, longest = now + timeout, FIRST_DELAY
+    for _ in range(50):
+        delay = backoff.next_delay(now)
+        assert delay is not None
+        assert longest / 2 <= delay <= longest or now + delay == pytest.approx(end)
+        assert delay <= LONGEST_DELAY
+        longest = min(2 * longest, LONGEST_DELAY)
+        now += delay
+        if now >= end:
+            break
+    assert backoff.next_delay(end) is None
+
+
+def test_no_time_no_second_try() -> None:
+    """With a limit of 0 the first refusal is the last."""
+    assert Backoff(now=5, timeout=0).next_delay(5) is None
+
+
+def test_clients_do_not_come_back_together() -> None:
+    """Of a hundred that are refused at one moment, hardly two come back at one moment."""
+    delays = {Backoff(now=0, timeout=60).next_delay(0) for _ in range(100)}
+    assert len(delays) > 90
+    assert max(delays) - min(delays) > FIRST_DELAY / 4  # type: ignore[operator, type-var]
+
+
+# What
+
+
+@contextmanager
+def refusals() -> Iterator[list[dict[str, Any]]]:
+    seen: list[dict[str, Any]] = []
+
+    def receiver(sender: Any, signal: Any, **arguments: Any) -> None:
+        seen.append(arguments)
+
+    connection_refused.connect(receiver)
+    yield seen
+    connection_refused.disconnect(receiver)
+
+
+@contextmanager
+def later(seconds: float, action: Callable[[], Any]) -> Iterator[None]:
+    """Do something meanwhile, once a refused connection is being waited for."""
+    thread = threading.Timer(seconds, action)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def holding(server: Server, count: int) -> ExitStack:
+    """Occupy so many slots of the tests' account."""
+    stack = ExitStack()
+    for number in range(count):
+        name = f"holder{number}"
+        register(name, server.django())
+        stack.callback(unregister, name)
+        connections[name].ensure_connection()
+    return stack
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_server_that_starts_is_waited_for(
+    kind: str, new_server: Any, add_database: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is down at first is reached once it is up; each refusal is told."""
+    server = new_server(kind)
+    alias = add_database(server.django())
+    server.stop()
+    caplog.set_level(logging.INFO, "django_dbhealth")
+    with (
+        override_settings(DBHEALTH={"CONNECT_RETRY_TIMEOUT": 20}),
+        refusals() as seen,
+        later(0.5, server.start),
+        connections[alias].cursor() as cursor,
+    ):
+        cursor.execute("SELECT 1")
+        assert cursor.fetchone() == (1,)
+    assert {arguments["reason"] for arguments in seen} == {"the server cannot be reached"}
+    assert {arguments["alias"] for arguments in seen} == {alias}
+    durations = [arguments["duration"] for arguments in seen]
+    assert durations == sorted(durations)
+    assert len(seen) >= 2
+    records = [r for r in caplog.records if "was refused" in r.message]
+    assert len(records) == len(seen)
+    assert all(r.levelname == "WARNING" and r.alias == alias for r in records)  # type: ignore[attr-defined]
+    assert "The next try is in 0." in records[0].message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_limit(kind: str, new_server: Any, add_database: Any) -> None:
+    """When the time is over the refusal is raised; without the setting at once."""
+    server = new_server(kind)
+    alias = add_database(server.django())
+    server.stop()
+    for timeout, least in ((0, 0.0), (0.6, 0.6)):
+        with (
+            override_settings(DBHEALTH={"DATABASES": {alias: {"CONNECT_RETRY_TIMEOUT": timeout}}}),
+            refusals() as seen,
+        ):
+            began = time.monotonic()
+            with pytest.raises(OperationalError):
+                connections[alias].ensure_connection()
+            assert time.monotonic() - began >= least
+            assert len(seen) >= (2 if timeout else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_free_slot_is_waited_for(kind: str, new_server: Any, add_database: Any) -> None:
+    """A slot that another session gives back is taken (1226; "too many connections for role")."""
+    server = new_server(kind)
+    alias = add_database(server.django())
+    server.grant_limit(USER, 1)
+    with holding(server, 1):
+        with pytest.raises(OperationalError):
+            connections[alias].ensure_connection()
+        [session] = server.sessions(USER)
+        with (
+            refusals() as seen,
+            patient(20, time.sleep),
+            later(0.3, lambda: server.kill_connection(session.id)),
+        ):
+            # The holder is another thread's in real life; here it must not be given back.
+            connections["holder0"].inc_thread_sharing()
+            connections[alias].ensure_connection()
+            connections["holder0"].dec_thread_sharing()
+        assert {arguments["reason"] for arguments in seen} == {"no free slot"}
+
+
+def test_full_server_is_waited_for(new_server: Any, add_database: Any) -> None:
+    """1040 of MariaDB, likewise."""
+    server = new_server("mariadb", max_connections=10)
+    alias = add_database(server.django())
+    with holding(server, 10), refusals() as seen:
+        with pytest.raises(OperationalError, match="1040"):
+            connections[alias].ensure_connection()
+        assert seen[0]["reason"] == "no free slot"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_idle_connections_are_given_back(kind: str, new_server: Any, add_database: Any) -> None:
+    """Two aliases of one thread and one slot: the idle one is closed for the other."""
+    server = new_server(kind)
+    alias = add_database(server.django())
+    server.grant_limit(USER, 1)
+    with holding(server, 1):
+        with patient(20, time.sleep):
+            connections[alias].ensure_connection()
+        assert connections["holder0"].connection is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_connection_in_use_is_not_given_back(kind: str, new_server: Any, add_database: Any) -> None:
+    """In a transaction the other alias keeps its connection, and the refusal is raised."""
+    server = new_server(kind)
+    alias = add_database(server.django())
+    server.grant_limit(USER, 1)
+    with holding(server, 1):
+        with (
+            transaction.atomic("holder0"),
+            patient(0.3, time.sleep),
+            pytest.raises(OperationalError),
+        ):
+            connections[alias].ensure_connection()
+        assert connections["holder0"].connection is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_credentials_are_never_tried_again(
+    kind: str, new_server: Any, add_database: Any
+) -> None:
+    """A second try might lock the account: 1045, 28P01; nor a database that is not there."""
+    server = new_server(kind)
+    alias = add_database(server.django())
+    settings = connections[alias].settings_dict
+    for key, value in (("PASSWORD", "wrong"), ("NAME", "nowhere"), ("USER", "nobody")):
+        right, settings[key] = settings[key], value
+        with refusals() as seen, patient(20, time.sleep):
+            began = time.monotonic()
+            with pytest.raises(OperationalError):
+                connections[alias].ensure_connection()
+            assert time.monotonic() - began < 5
+        assert seen == []
+        settings[key] = right
+
+
+def test_hourly_quota_is_never_waited_for(new_server: Any, add_database: Any) -> None:
+    """1226 again, but it would last for up to an hour."""
+    server = new_server("mariadb")
+    alias = add_database(server.django())
+    server.execute(f"ALTER USER {USER}@'%' WITH MAX_CONNECTIONS_PER_HOUR 1")
+    connections[alias].ensure_connection()
+    connections[alias].close()
+    with refusals() as seen, patient(20, time.sleep):
+        began = time.monotonic()
+        with pytest.raises(OperationalError, match="1226.*max_connections_per_hour"):
+            connections[alias].ensure_connection()
+        assert time.monotonic() - began < 5
+    assert seen == []
+
+
+def test_exhausted_pool_is_a_refusal(new_server: Any, add_database: Any) -> None:
+    """Django's pool has no free slot: its timeout is tried again, as long as there is time."""
+    server = new_server("postgresql")
+    pool = {"min_size": 1, "max_size": 1, "timeout": 0.1}
+    alias = add_database(server.django(OPTIONS={"pool": pool}), CONN_MAX_AGE=0)
+    handle = connections[alias].pool
+    handle.open()
+    taken = handle.getconn()
+    with (
+        refusals() as seen,
+        patient(20, time.sleep),
+        later(0.5, lambda: handle.putconn(taken)),
+        connections[alias].cursor() as cursor,
+    ):
+        cursor.execute("SELECT 1")
+    assert {arguments["reason"] for arguments in seen} == {"no free slot"}
+
+
+# Commands
+
+
+@pytest.fixture
+def server(new_server: Any, add_database: Any) -> Server:
+    server: Server = new_server("mariadb")
+    add_database(server.django())
+    return server
+
+
+def test_command_waits_for_its_server(server: Server) -> None:
+    """Without any setting a command waits for a minute."""
+    server.stop()
+    with running(server, "job", "one_row") as job:
+        line = b""
+        while b"was refused" not in line:
+            line = job.process.stderr.readline()  # type: ignore[union-attr]
+        server.start()
+        assert job.finish()[0] == 0
+    assert stored(server) == ["row"]
+
+
+def test_stop_request_ends_the_wait(server: Server) -> None:
+    """SIGTERM ends a command that waits for its server, within a second."""
+    server.stop()
+    with running(server, "job", "one_row") as job:
+        line = b""
+        while b"The next try" not in line:
+            line = job.process.stderr.readline()  # type: ignore[union-attr]
+        time.sleep(1)  # into a longer wait
+        began = time.monotonic()
+        job.process.terminate()
+        assert job.finish()[0] == -signal.SIGTERM
+        assert time.monotonic() - began < 1
+
+
+class Impatient(LongRunningCommand):
+    connect_retry_timeout = 0.5
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        connections["private"].ensure_connection()
+
+
+def test_commands_own_limit(server: Server) -> None:
+    """connect_retry_timeout holds for the command, and no longer than it runs."""
+    server.stop()
+    with refusals() as seen:
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            call_command(Impatient())
+        assert 0.5 <= time.monotonic() - began < 10
+        assert len(seen) > 1
+        seen.clear()
+        with pytest.raises(OperationalError):
+            connections["private"].ensure_connection()
+        assert len(seen) == 1
+
+
+COPIES = 20
+DAYS = 15
+SLOTS = 5
+
+WITHOUT_RETRY = """
+import sys
+from django.core.management import execute_from_command_line
+import django
+django.setup()
+from example_project.management.commands.refresh_prices import Command
+Command.connect_retry_timeout = 0
+execute_from_command_line(sys.argv)
+"""
+
+
+def copies(server: Server, *program: str) -> list[tuple[int, str]]:
+    """Run the example's command many times at once; return each one's status and errors."""
+    environment = {
+        **os.environ,
+        "DATABASE_URL": server.url(),
+        "DJANGO_SETTINGS_MODULE": "example_project.settings",
+    }
+    arguments = ["refresh_prices", "--days", str(DAYS), "--pause", "0.5"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *program, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(COPIES)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+@pytest.fixture
+def shop(server: Server) -> Server:
+    """The example project's tables, and five connections for its account."""
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "-v", "0"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "DATABASE_URL": server.url(),
+            "DJANGO_SETTINGS_MODULE": "example_project.settings",
+        },
+        check=True,
+        timeout=60,
+    )
+    server.wait_for_sessions(0, USER)
+    server.grant_limit(USER, SLOTS)
+    return server
+
+
+def test_many_commands_share_few_slots(shop: Server) -> None:
+    """Twenty copies at once under a limit of five connections: all finish, none fails."""
+    results = copies(shop, "manage.py")
+    assert [status for status, _ in results] == [0] * COPIES, results
+    refused = sum("no free slot" in error for _, error in results)
+    assert refused > 0, "the limit was never met"
+    [(days,)] = shop.execute("SELECT COUNT(DISTINCT date) FROM example_project_price", (), "test")
+    assert days == DAYS
+
+
+def test_without_the_retry_the_same_commands_fail(shop: Server) -> None:
+    """What the test before shows is the retry's doing."""
+    results = copies(shop, "-c", WITHOUT_RETRY)
+    failed = [error for status, error in results if status]
+    assert failed
+    assert all(re.search(r"\(1226, .*max_user_connections", error) for error in failed)

@@ -1,0 +1,537 @@
+"""What the guard says, what it costs, and what it leaves alone. Outcomes are in their own file."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+import unittest
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.db import Error, OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
+from django.db.backends.utils import CursorWrapper
+from django.db.utils import load_backend
+from django.test import TestCase, override_settings
+
+from django_dbhealth.signals import connection_healed, connection_lost
+from django_dbhealth.watch import watch_of
+from django_dbhealth.wrappers import watch_connection
+from tests.app.models import Row
+from tests.conftest import Database, close_connections
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def connection_of(database: Database) -> Any:
+    return connections[database.alias]
+
+
+def session_of(connection: BaseDatabaseWrapper) -> int:
+    handle: Any = connection.connection
+    return handle.thread_id() if connection.vendor == "mysql" else handle.info.backend_pid
+
+
+def lose(database: Database, connection: Any = None) -> int:
+    """Have the server end the connection's session; return which one it was."""
+    connection = connection or connection_of(database)
+    connection.ensure_connection()
+    session = session_of(connection)
+    database.server.kill_connection(session)
+    database.server.wait_until_gone(session)
+    return session
+
+
+def rows(database: Database) -> list[str]:
+    """Return what is in the table, as a second connection sees it."""
+    found = database.server.execute("SELECT name FROM app_row ORDER BY id", database="rows")
+    return [name for (name,) in found]
+
+
+def create(name: str) -> None:
+    Row.objects.using("database").create(name=name)
+
+
+def run(sql: str) -> list[Any]:
+    with connections["database"].cursor() as cursor:
+        cursor.execute(sql)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+TEMPORARY_TABLE = "CREATE TEMPORARY TABLE shelf (id int)"
+
+
+# What is said
+
+
+@contextmanager
+def received() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def lost(signal: Any, **arguments: Any) -> None:
+        seen.append(("lost", arguments))
+
+    def healed(signal: Any, **arguments: Any) -> None:
+        seen.append(("healed", arguments))
+
+    connection_lost.connect(lost)
+    connection_healed.connect(healed)
+    yield seen
+    connection_lost.disconnect(lost)
+    connection_healed.disconnect(healed)
+
+
+def test_signals_and_log(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """A healed loss is two signals with all figures, and one record at INFO."""
+    caplog.set_level(logging.INFO, "django_dbhealth")
+    lose(database)
+    time.sleep(0.05)
+    with received() as seen:
+        create("a")
+    assert [name for name, _ in seen] == ["lost", "healed"]
+    for _, arguments in seen:
+        assert arguments["sender"] is type(connection_of(database))
+        assert arguments["alias"] == "database"
+        assert arguments["reason"] == "closed by the server"
+        assert 0.05 <= arguments["idle_seconds"] < 5
+        assert 0 < arguments["duration"] < 5
+    assert seen[0][1]["duration"] <= seen[1][1]["duration"]
+    [record] = caplog.records
+    assert (record.levelname, record.name) == ("INFO", "django_dbhealth.guard")
+    assert record.alias == "database"  # type: ignore[attr-defined]
+    assert "The connection 'database' was lost and healed after 0." in record.message
+
+
+def test_a_loss_that_is_not_healed(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """In a transaction it is one signal, and one record at WARNING."""
+    caplog.set_level(logging.INFO, "django_dbhealth")
+    with received() as seen, pytest.raises(OperationalError), transaction.atomic("database"):
+        create("a")
+        lose(database)
+        create("b")
+    assert [(name, arguments["reason"]) for name, arguments in seen] == [
+        ("lost", "a statement failed")
+    ]
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "It was in a transaction, which is rolled back." in record.message
+    assert rows(database) == []
+
+
+def test_receivers_may_use_the_connection(database: Database) -> None:
+    """A receiver that writes to the very database does so once, on the new connection."""
+
+    def note(signal: Any, alias: str, **arguments: Any) -> None:
+        create(f"lost {alias}")
+
+    connection_lost.connect(note)
+    try:
+        lose(database)
+        create("a")
+        create("b")
+    finally:
+        connection_lost.disconnect(note)
+    assert rows(database) == ["lost database", "a", "b"]
+
+
+def test_receiver_that_fails(database: Database) -> None:
+    """What a receiver raises does not reach the program."""
+
+    def fail(signal: Any, **arguments: Any) -> None:
+        raise LookupError
+
+    connection_healed.connect(fail)
+    try:
+        lose(database)
+        create("a")
+    finally:
+        connection_healed.disconnect(fail)
+    assert rows(database) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "level"), [("raise", "WARNING"), ("warn", "WARNING"), ("ignore", "INFO")]
+)
+def test_loss_of_session_state(
+    database: Database, policy: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is an error, once, or a warning that names what was lost, or nothing."""
+    caplog.set_level(logging.INFO, "django_dbhealth.guard")
+    with override_settings(DBHEALTH={"ON_SESSION_STATE_LOSS": policy}):
+        run(TEMPORARY_TABLE)
+        lose(database)
+        if policy == "raise":
+            with pytest.raises(OperationalError) as caught:
+                create("a")
+            [note] = caught.value.__notes__
+            assert note == (
+                "The session of the connection 'database' is lost, and with it: temporary table "
+                "shelf. The next use gets a new session without."
+            )
+        else:
+            create("a")
+        create("b")
+    assert rows(database) == ([] if policy == "raise" else ["a"]) + ["b"]
+    assert caplog.records[0].levelname == level
+    assert ("temporary table shelf" in caplog.text) is (policy != "ignore")
+
+
+def test_state_lost_after_a_commit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The committed block ends well; that its temporary table is gone, the next use says."""
+    connection = connection_of(database)
+    committed: list[str] = []
+    plain_commit = connection._commit
+
+    def commit() -> None:
+        plain_commit()
+        lose(database)
+
+    with monkeypatch.context() as patch, transaction.atomic("database"):
+        run(TEMPORARY_TABLE)
+        create("a")
+        transaction.on_commit(lambda: committed.append("callback"), using="database")
+        # The moment between two packets cannot be met from outside.
+        patch.setattr(connection, "_commit", commit)
+    assert (committed, rows(database)) == (["callback"], ["a"])
+    with pytest.raises(OperationalError) as caught:
+        create("b")
+    assert "temporary table shelf" in caught.value.__notes__[0]
+    create("c")
+    assert rows(database) == ["a", "c"]
+
+
+# What it costs
+
+
+def questions() -> int:
+    return int(run("SHOW SESSION STATUS LIKE 'Questions'")[0][1])
+
+
+def test_healthy_connection_costs_no_round_trip(mariadb: Any, add_database: Any) -> None:
+    """The server counts the statements that the program sent; after a pause one probe more."""
+    alias = add_database(mariadb.django(), alias="database")
+    before = questions()
+    for _ in range(10):
+        run("SELECT 1")
+    assert questions() - before == 11  # the counting itself is one
+    found = watch_of(connections[alias])
+    assert found is not None
+    found.last_used -= 31  # PING_AFTER is 30
+    before = questions()  # a probe, and this one
+    found.last_used -= 31
+    assert questions() - before == 2
+    with override_settings(DBHEALTH={"PING_AFTER": 3600}):
+        before = questions()
+        found.last_used -= 31
+        assert questions() - before == 1
+
+
+def test_probe_after_an_error_only_once(mariadb: Any, add_database: Any) -> None:
+    """An error may mean anything, so the next use asks; then the connection is believed again."""
+    add_database(mariadb.django(), alias="database")
+    before = questions()
+    with pytest.raises(Error):
+        run("SELECT nonsense")
+    assert questions() - before == 3  # the wrong one, a probe, the counting
+    assert questions() - before == 4
+
+
+# What is left alone
+
+
+def test_blocks_of_a_test_case(database: Database) -> None:
+    """They belong to the test: a loss in them is an error, though nothing has run yet."""
+    tested: list[bool] = []
+
+    class InATestCase(TestCase):
+        databases = {"database"}
+
+        def test_loss(self) -> None:
+            lose(database)
+            with pytest.raises(OperationalError):
+                create("a")
+            tested.append(True)
+
+    result = unittest.TestResult()
+    unittest.TestSuite([InATestCase("test_loss")]).run(result)
+    assert (tested, result.failures) == ([True], [])
+    close_connections()
+    assert rows(database) == []
+
+
+def test_shared_connection_is_left_alone(database: Database) -> None:
+    """Another thread may be using it: the error comes."""
+    connection = connection_of(database)
+    lose(database)
+    connection.inc_thread_sharing()
+    with pytest.raises(OperationalError):
+        create("a")
+    connection.dec_thread_sharing()
+    create("b")
+    assert rows(database) == ["b"]
+
+
+def test_another_threads_connection(database: Database) -> None:
+    """Django refuses it, and nothing is replaced behind its owner's back."""
+    connection = connection_of(database)
+    session = lose(database)
+    errors: list[str] = []
+
+    def use() -> None:
+        try:
+            connection.cursor()
+        except Error as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert "can only be used in that same thread" in errors[0]
+    assert session_of(connection) == session
+
+
+def test_rollback_that_was_asked_for_stays_quiet(database: Database) -> None:
+    """set_rollback(True) after a loss ends the block without an error, as it does without one."""
+    with transaction.atomic("database"):
+        create("a")
+        lose(database)
+        with pytest.raises(OperationalError):
+            create("b")
+        transaction.set_rollback(True, using="database")
+    create("c")
+    assert rows(database) == ["c"]
+
+
+def test_limits_of_the_users_own_stay(database: Database) -> None:
+    """A connect_timeout in OPTIONS is not changed for the connect that heals."""
+    connection = connection_of(database)
+    for options, expected in (({}, 5), ({"connect_timeout": 9}, 9)):
+        connection.settings_dict["OPTIONS"] |= options
+        watch = connection.dbhealth_watch
+        assert connection.get_connection_params().get("connect_timeout") == options.get(
+            "connect_timeout"
+        )
+        watch.bounded = True
+        assert connection.get_connection_params()["connect_timeout"] == expected
+        watch.bounded = False
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
+def test_server_that_is_down_while_a_block_begins(
+    kind: str, new_server: Any, add_database: Any
+) -> None:
+    """The block fails in the end, though the error was caught and the server is back."""
+    server = new_server(kind)
+    add_database(server.django(), alias="database")
+    called: list[str] = []
+    with pytest.raises(Error), transaction.atomic("database"):
+        server.stop()
+        with pytest.raises(Error), transaction.atomic("database"):
+            transaction.on_commit(lambda: called.append("callback"), using="database")
+            create("a")
+        assert connections["database"].in_atomic_block
+        server.start()
+        with pytest.raises(Error):
+            create("b")
+    assert called == []
+    create("c")
+    assert server.execute("SELECT name FROM app_row", database="test") == [("c",)]
+
+
+def test_callbacks_wait_for_their_block(database: Database) -> None:
+    """A transaction of a connection_created receiver does not run those of the block it heals."""
+    called: list[str] = []
+
+    def receiver(connection: Any, **arguments: Any) -> None:
+        if connection.alias == "database":
+            with transaction.atomic("database"):
+                run("SELECT 1")
+
+    connection_of(database).ensure_connection()
+    connection_created.connect(receiver)
+    try:
+        with pytest.raises(LookupError), transaction.atomic("database"):
+            transaction.on_commit(lambda: called.append("callback"), using="database")
+            lose(database)
+            create("a")
+            raise LookupError
+    finally:
+        connection_created.disconnect(receiver)
+    assert (called, rows(database)) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
+def test_the_blocks_own_error_is_not_hidden(kind: str, new_server: Any, add_database: Any) -> None:
+    """The server goes away in a transaction: its error is raised, not that of a connect after."""
+    server = new_server(kind)
+    add_database(server.django(), alias="database")
+    with pytest.raises(OperationalError) as caught, transaction.atomic("database"):
+        create("a")
+        server.stop()
+        create("b")
+    text = str(caught.value)
+    assert "Server has gone away" in text or "terminating connection" in text
+    server.start()
+    create("c")
+
+
+# Engines of others
+
+
+def test_backend_with_cursors_of_its_own(database: Database) -> None:
+    """A backend that makes its own cursors and closes them in its own way keeps doing so."""
+    backend = load_backend(connection_of(database).settings_dict["ENGINE"])
+    closed: list[str] = []
+
+    class Cursor(CursorWrapper):
+        def close(self) -> None:
+            closed.append("closed")
+            self.cursor.close()
+
+    class Wrapper(backend.DatabaseWrapper):  # type: ignore[name-defined, misc]
+        def make_cursor(self, cursor: Any) -> Cursor:
+            return Cursor(cursor, self)
+
+    connection = Wrapper(connections.settings["database"], "database")
+    watch_connection(connection)
+    cursor = connection.cursor()
+    assert isinstance(cursor, Cursor)
+    cursor.execute("SELECT 1")
+    lose(database, connection)
+    cursor.execute("SELECT 2")
+    assert cursor.fetchone() == (2,)
+    closed.clear()
+    cursor.close()
+    assert closed == ["closed"]
+    connection.close()
+
+
+def test_copy_in_a_block_is_a_statement(postgresql: Any, add_database: Any) -> None:
+    """psycopg's copy() passes Django by; what it wrote in a block is not lost silently."""
+    add_database(postgresql.django(), alias="database")
+    database = Database("database", postgresql)
+    with (
+        pytest.raises(OperationalError),
+        transaction.atomic("database"),
+        transaction.atomic("database"),
+        connections["database"].cursor() as cursor,
+    ):
+        with cursor.copy("COPY app_row (name, number) FROM STDIN") as copy:
+            copy.write_row(("copied", 1))
+        lose(database)
+        cursor.execute("SELECT 1")
+    lose(database)
+    with connections["database"].cursor() as cursor, cursor.copy("COPY app_row TO STDOUT") as copy:
+        assert list(copy.rows()) == []
+
+
+def test_held_cursors_are_no_result_that_is_read(database: Database) -> None:
+    """To mysqlclient's handle both look alike: a loss is healed all the same."""
+    connection = connection_of(database)
+    with connection.cursor() as held, connection.cursor() as another:
+        held.execute("SELECT 1")
+        another.execute("SELECT 2")
+        create("a")  # MariaDB: INSERT … RETURNING, a result
+        lose(database)
+        create("b")
+    assert rows(database) == ["a", "b"]
+
+
+def test_log_handler_that_writes_to_the_database(new_server: Any, add_database: Any) -> None:
+    """It fails as with plain Django, and does not try again inside each try."""
+    server = new_server("mariadb")
+    add_database(server.django(), alias="database")
+    server.stop()
+    records: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.message if hasattr(record, "message") else record.msg)
+            with suppress(Error):
+                create("record")
+
+    handler = Handler()
+    logging.getLogger("django_dbhealth").addHandler(handler)
+    try:
+        with (
+            override_settings(DBHEALTH={"CONNECT_RETRY_TIMEOUT": 0.3}),
+            pytest.raises(OperationalError),
+        ):
+            create("a")
+    finally:
+        logging.getLogger("django_dbhealth").removeHandler(handler)
+    assert 1 < len(records) < 10
+
+
+def test_loop_that_is_left_is_no_interruption(database: Database) -> None:
+    """break in a loop over a cursor leaves nothing behind to doubt."""
+    watch = watch_of(connection_of(database))
+    assert watch is not None
+    create("a")
+    create("b")
+    with connection_of(database).cursor() as cursor:
+        cursor.execute("SELECT name FROM app_row")
+        for _ in cursor:
+            break
+    assert not watch.interrupted
+    assert not watch.in_doubt
+
+
+def test_cursor_that_others_make_of_our_class(database: Database) -> None:
+    """django-debug-toolbar makes its cursors with type(cursor)(…): they work and are healed."""
+    connection = connection_of(database)
+    with connection.cursor() as cursor:
+        made = type(cursor)(cursor.cursor, connection)
+        made.execute("SELECT 1")
+        lose(database)
+        made.execute("SELECT 2")
+        assert list(made.fetchall()) == [(2,)]
+
+
+def test_cursor_stays_closed_with_its_connection(database: Database) -> None:
+    """After the program's own close() a held cursor is dead, as in plain Django."""
+    connection = connection_of(database)
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    connection.close()
+    create("a")
+    with pytest.raises(Error):
+        cursor.execute("SELECT 2")
+
+
+def test_asking_for_copy_is_no_statement(postgresql: Any, add_database: Any) -> None:
+    """hasattr(cursor, "copy") runs nothing, so the block can still be healed."""
+    add_database(postgresql.django(), alias="database")
+    with transaction.atomic("database"), connections["database"].cursor() as cursor:
+        assert hasattr(cursor, "copy")
+        assert not hasattr(cursor, "copy_expert")  # psycopg2's
+        lose(Database("database", postgresql))
+        cursor.execute("SELECT 1")
+
+
+def test_interrupted_statement_with_session_state(database: Database) -> None:
+    """A connection left in the middle of a statement is no use: what was on it is told, once."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise TimeoutError
+
+    sleep = {"mysql": "SELECT SLEEP(0.4)", "postgresql": "SELECT pg_sleep(0.4)"}
+    run(TEMPORARY_TABLE)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(TimeoutError):
+            run(sleep[connection_of(database).vendor])
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    with pytest.raises(Error) as caught:
+        create("a")
+    assert "temporary table shelf" in caught.value.__notes__[0]
+    create("b")
+    assert rows(database) == ["b"]
