@@ -15,11 +15,13 @@ from .closing import close, find_liveness
 from .conf import get_config
 from .liveness import Liveness
 from .signals import connection_healed, connection_lost
+from .vendors.base import tell_hang_up
 
 if TYPE_CHECKING:
     from django.db import Error
     from django.dispatch import Signal
 
+    from .vendors.base import Events
     from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.guard")
@@ -50,14 +52,14 @@ def before_use(connection: Any, watch: Watch) -> None:
     ):
         return
     now = monotonic()
+    doubt = watch.in_doubt or watch.lost or connection.errors_occurred
+    events = () if doubt else (watch.poll or watch.make_poll())(0)
     if (
-        watch.in_doubt
-        or watch.lost
-        or connection.errors_occurred
+        doubt
+        or events
         or now - watch.last_used > get_config().for_alias(connection.alias).ping_after
-        or watch.poll(0)
     ):
-        _heal_if_lost(connection, watch, now)
+        _heal_if_lost(connection, watch, now, events)
 
 
 def health_check_is_due(connection: Any) -> bool:
@@ -65,7 +67,7 @@ def health_check_is_due(connection: Any) -> bool:
     return bool(connection.health_check_enabled and not connection.health_check_done)
 
 
-def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
+def _heal_if_lost(connection: Any, watch: Watch, began: float, events: Events) -> None:
     if not _is_replaceable(connection, watch):
         return
     # Where Django itself would replace it, it is replaced whatever it carries.
@@ -76,7 +78,9 @@ def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
     if must_tell and not watch.interrupted:
         return  # alive it is needed; lost, the statement that follows will say so
     was_known = watch.lost
-    if find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
+    if tell_hang_up(events):
+        watch.lost = True
+    elif find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
         return
     now = monotonic()
     loss = Loss(
@@ -204,6 +208,8 @@ class Loss:
         self._log(logging.WARNING, "is lost", what)
 
     def _log(self, level: int, what: str, more: str) -> None:
+        if not logger.isEnabledFor(level):
+            return
         logger.log(
             level,
             "The connection %r %s after %.1f s of idleness: %s.%s",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .session_state import SessionState
 from .vendors import driver_of, vendor_named
 from .vendors.base import poller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-    from .vendors.base import Driver, Vendor
+    from .vendors.base import Driver, Events, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
 
@@ -63,16 +63,12 @@ class Watch:
 
     def reset(self) -> None:
         """Begin anew, for a connection that was opened just now."""
-        connection = self._connection()
-        handle = connection.connection if connection is not None else None
-        descriptor = self.driver.descriptor(handle) if handle is not None else None
-        # One poll object for the life of the handle.
-        self.poll: Callable[[float], Any] = _says_yes if descriptor is None else poller(descriptor)
+        self.poll: Callable[[float], Events] | None = None  # made when it is needed
         self.generation += 1
         if not self.lost:  # what was before is gone because the program wanted it so
             self.healed_since = self.generation
         self.session.forget()
-        self.cursors: weakref.WeakSet[CursorWrapper] = weakref.WeakSet()  # of .iterator()
+        self.cursors: Collection[CursorWrapper] = ()  # of .iterator(), weakly
         self.bounded = False  # a connect is ours, and must not hang where the user's own would
         self.in_doubt = False  # an error passed since it was last known to be alive
         self.interrupted = False  # in a statement, by an exception that is not the database's
@@ -93,6 +89,14 @@ class Watch:
         """Return the seconds since the last statement began."""
         return monotonic() - self.last_used
 
+    def make_poll(self) -> Callable[[float], Events]:
+        """Return what looks at the socket: one poll object for the life of the handle."""
+        connection = self._connection()
+        handle = connection.connection if connection is not None else None
+        descriptor = self.driver.descriptor(handle) if handle is not None else None
+        self.poll = _must_ask if descriptor is None else poller(descriptor)
+        return self.poll
+
     def is_reading(self) -> bool:
         """Return whether rows of an unbuffered result are still to come."""
         connection = self._connection()
@@ -103,6 +107,14 @@ class Watch:
     def _count_references(self) -> int:
         connection = self._connection()
         return sys.getrefcount(connection.connection) if connection is not None else 0
+
+    def cursor_has_run(self, cursor: CursorWrapper) -> None:
+        """Note a cursor of ``.iterator()``: it has rows to give until it is closed or forgotten."""
+        self.cursors = weakref.WeakSet((*self.cursors, cursor))
+
+    def cursor_was_closed(self, cursor: CursorWrapper) -> None:
+        """Note that such a cursor has nothing more to give."""
+        self.cursors = weakref.WeakSet(each for each in self.cursors if each is not cursor)
 
     def carries_anything(self) -> bool:
         """Return whether session state, or a cursor that is being read, would be lost with it."""
@@ -119,11 +131,11 @@ class Watch:
     def forget_session_state(self) -> None:
         """Note that it was lost, and that somebody was told."""
         self.session.forget()
-        self.cursors.clear()
+        self.cursors = ()
 
 
-def _says_yes(_timeout: float) -> bool:
-    return True
+def _must_ask(_timeout: float) -> Events:
+    return ((-1, 0),)  # for a handle that was closed
 
 
 def _name(cursor: CursorWrapper) -> str | None:

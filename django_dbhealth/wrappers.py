@@ -344,10 +344,12 @@ class WatchedCursor(Base):  # type: ignore[misc]
             connection.ensure_connection()
         if self.generation == watch.generation or self.generation < watch.healed_since:
             return  # after the program's own close() a cursor stays dead, as Django's does
-        with suppress(connection.Database.Error):
-            self.cursor.close()
+        name = getattr(self.cursor, "name", None)
+        if name:  # psycopg warns of one that was never closed
+            with suppress(connection.Database.Error):
+                self.cursor.close()
         with connection.wrap_database_errors:
-            self.cursor = connection.create_cursor(getattr(self.cursor, "name", None))
+            self.cursor = connection.create_cursor(name)
         self.generation = watch.generation
 
 
@@ -358,11 +360,11 @@ class ChunkedCursor(Base):  # type: ignore[misc]
 
     def _run(self, *args: Any) -> Any:
         result = super()._run(*args)
-        self.db.dbhealth_watch.cursors.add(self)
+        self.db.dbhealth_watch.cursor_has_run(self)
         return result
 
     def close(self) -> None:
-        self.db.dbhealth_watch.cursors.discard(self)
+        self.db.dbhealth_watch.cursor_was_closed(self)
         getattr(super(), "close", self.cursor.close)()  # Django's class has none of its own
 
 

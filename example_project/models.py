@@ -32,20 +32,26 @@ class Price(models.Model):
         return f"{self.product} on {self.date}"
 
 
-@transaction.atomic
 def save_day(day: DayPrices) -> None:
-    """Save one day's prices, all or none; saving the same day again replaces it."""
+    """Save one day's prices, all or none; saving the same day again replaces it.
+
+    Commands that run at once must not end in a deadlock: each adds products in the index's order,
+    each in a transaction of its own, and then locks those that are there in one order.
+    """
+    prices = dict(sorted(day.prices.items()))
     Product.objects.bulk_create(
-        [Product(sku=sku, price=price, updated=day.date) for sku, price in day.prices.items()],
+        [Product(sku=sku, price=price, updated=day.date) for sku, price in prices.items()],
         ignore_conflicts=True,
     )
-    products = Product.objects.in_bulk(day.prices, field_name="sku")
-    for sku, product in products.items():
-        product.price = day.prices[sku]
-        product.updated = day.date
-    Product.objects.bulk_update(products.values(), ["price", "updated"])
-    Price.objects.filter(date=day.date).delete()
-    Price.objects.bulk_create(
-        Price(product=products[sku], date=day.date, amount=price)
-        for sku, price in day.prices.items()
-    )
+    with transaction.atomic():
+        locked = Product.objects.select_for_update().order_by("pk")
+        products = {product.sku: product for product in locked if product.sku in prices}
+        for sku, product in products.items():
+            product.price = prices[sku]
+            product.updated = day.date
+        Product.objects.bulk_update(products.values(), ["price", "updated"])
+        Price.objects.filter(date=day.date).delete()
+        Price.objects.bulk_create(
+            Price(product=products[sku], date=day.date, amount=price)
+            for sku, price in prices.items()
+        )

@@ -387,7 +387,7 @@ def shop(server: Server) -> Server:
 def test_many_commands_share_few_slots(shop: Server) -> None:
     """Twenty copies at once under a limit of five connections: all finish, none fails."""
     results = copies(shop, "manage.py")
-    assert [status for status, _ in results] == [0] * COPIES, results
+    assert not [error for status, error in results if status]
     refused = sum("no free slot" in error for _, error in results)
     assert refused > 0, "the limit was never met"
     [(days,)] = shop.execute("SELECT COUNT(DISTINCT date) FROM example_project_price", (), "test")
@@ -399,4 +399,4 @@ def test_without_the_retry_the_same_commands_fail(shop: Server) -> None:
     results = copies(shop, "-c", WITHOUT_RETRY)
     failed = [error for status, error in results if status]
     assert failed
-    assert all(re.search(r"\(1226, .*max_user_connections", error) for error in failed)
+    assert not [error for error in failed if not re.search(r"\(1226, .*max_user_con", error)]
