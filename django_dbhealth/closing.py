@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from django.db import Error, connections
@@ -108,4 +109,5 @@ def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: b
         connection.health_check_done = True  # type: ignore[attr-defined]
         if watch is not None:
             watch.in_doubt = watch.interrupted = False
+            watch.last_used = monotonic()  # the server has answered
     return liveness

@@ -36,6 +36,8 @@ BLOCK = (
     "savepoint_ids",
 )
 
+CLOSED = "closed by the server"
+
 # Before use
 
 
@@ -70,24 +72,21 @@ def health_check_is_due(connection: Any) -> bool:
 def _heal_if_lost(connection: Any, watch: Watch, began: float, events: Events) -> None:
     if not _is_replaceable(connection, watch):
         return
-    # Where Django itself would replace it, it is replaced whatever it carries.
-    due = health_check_is_due(connection)
-    config = get_config().for_alias(connection.alias)
     state = watch.session_state()
-    must_tell = bool(state) and config.on_session_state_loss == "raise" and not due
+    on_loss = get_config().for_alias(connection.alias).on_session_state_loss if state else "ignore"
+    # Where Django itself would replace it, it is replaced whatever it carries.
+    must_tell = on_loss == "raise" and not health_check_is_due(connection)
     if must_tell and not watch.interrupted:
         return  # alive it is needed; lost, the statement that follows will say so
     was_known = watch.lost
-    if tell_hang_up(events):
+    hung_up = tell_hang_up(events)
+    if hung_up:
         watch.lost = True
     elif find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
         return
     now = monotonic()
-    loss = Loss(
-        connection,
-        reason=_reason(watch, was_known, now - began >= config.ping_timeout),
-        idle_seconds=began - watch.last_used,
-    )
+    reason = CLOSED if hung_up else _reason(connection.alias, watch, was_known, now - began)
+    loss = Loss(connection, reason=reason, idle_seconds=began - watch.last_used)
     try:
         if not must_tell:
             _replace(connection, watch)
@@ -99,7 +98,7 @@ def _heal_if_lost(connection: Any, watch: Watch, began: float, events: Events) -
         return
     duration = monotonic() - began
     loss.send(connection_healed, duration=duration)
-    loss.log_healed(duration, state if config.on_session_state_loss == "warn" else ())
+    loss.log_healed(duration, state if on_loss == "warn" else ())
 
 
 def _is_replaceable(connection: Any, watch: Watch) -> bool:
@@ -119,29 +118,39 @@ def _is_replaceable(connection: Any, watch: Watch) -> bool:
 
 
 def _replace(connection: Any, watch: Watch) -> None:
-    """Open another connection. A block in which nothing has run goes on with it."""
+    """Open another connection."""
+    if connection.in_atomic_block:
+        _replace_in_block(connection, watch)
+    else:
+        _connect_anew(connection, watch)
+
+
+def _connect_anew(connection: Any, watch: Watch) -> None:
+    if not watch.driver.cursors_need_handle:  # else it goes when its last cursor does
+        connection._close()  # a pool's goes back to its pool, or that would lose a slot
+        watch.closed = True
+    connection.connection = None
+    watch.bounded = True
+    connection.ensure_connection()
+
+
+def _replace_in_block(connection: Any, watch: Watch) -> None:
+    """Open another connection, with which a block goes on in which nothing has run."""
     lost, savepoints = connection.connection, watch.savepoints
     block = {name: vars(connection)[name] for name in BLOCK}
     try:
-        if not watch.driver.cursors_need_handle:  # else it goes when its last cursor does
-            connection._close()  # a pool's goes back to its pool, or that would lose a slot
-            watch.closed = True
-        connection.connection = None
         connection.in_atomic_block = False
         connection.run_on_commit = []  # the block's, not for a transaction of a receiver
-        watch.bounded = True
-        connection.ensure_connection()
-        if block["in_atomic_block"]:
-            connection.set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)
-            for sid in savepoints:
-                connection._savepoint(sid)
+        _connect_anew(connection, watch)
+        connection.set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)
+        for sid in savepoints:
+            connection._savepoint(sid)
     except BaseException:
-        if block["in_atomic_block"]:
-            # The block is over: what it has undone inside may not go on in a new transaction.
-            if connection.connection not in (None, lost):
-                close(connection)
-            connection.connection = lost
-            watch.lost = watch.closed = watch.in_doubt = watch.used = True
+        # The block is over: what it has undone inside may not go on in a new transaction.
+        if connection.connection not in (None, lost):
+            close(connection)
+        connection.connection = lost
+        watch.lost = watch.closed = watch.in_doubt = watch.used = True
         raise
     finally:
         vars(connection).update(block)
@@ -191,12 +200,12 @@ class Loss:
         )
 
     def log_healed(self, duration: float, state: tuple[str, ...]) -> None:
+        level = logging.WARNING if state else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
         without = f" Its session state is gone: {', '.join(state)}." if state else ""
-        self._log(
-            logging.WARNING if state else logging.INFO,
-            "was lost and healed",
-            f" Healing took {duration * 1000:.0f} ms.{without}",
-        )
+        took = f" Healing took {duration * 1000:.0f} ms."
+        self._log(level, "was lost and healed", took + without)
 
     def log_unhealed(self, state: tuple[str, ...]) -> None:
         if self._connection.in_atomic_block:
@@ -208,8 +217,6 @@ class Loss:
         self._log(logging.WARNING, "is lost", what)
 
     def _log(self, level: int, what: str, more: str) -> None:
-        if not logger.isEnabledFor(level):
-            return
         logger.log(
             level,
             "The connection %r %s after %.1f s of idleness: %s.%s",
@@ -222,9 +229,11 @@ class Loss:
         )
 
 
-def _reason(watch: Watch, was_known: bool, took_too_long: bool) -> str:
+def _reason(alias: str, watch: Watch, was_known: bool, duration: float) -> str:
     if watch.interrupted:
         return "interrupted in a statement"
     if was_known:
         return "a statement failed"
-    return "no answer to a probe" if took_too_long else "closed by the server"
+    if duration >= get_config().for_alias(alias).ping_timeout:
+        return "no answer to a probe"
+    return CLOSED

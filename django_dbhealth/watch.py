@@ -100,8 +100,9 @@ class Watch:
     def is_reading(self) -> bool:
         """Return whether rows of an unbuffered result are still to come."""
         connection = self._connection()
+        new = self._count_references() - self._references  # before the call below holds one more
         return connection is not None and self.driver.is_reading(
-            connection.connection, new_references=self._count_references() - self._references
+            connection.connection, new_references=new
         )
 
     def _count_references(self) -> int:

@@ -344,10 +344,11 @@ class WatchedCursor(Base):  # type: ignore[misc]
             connection.ensure_connection()
         if self.generation == watch.generation or self.generation < watch.healed_since:
             return  # after the program's own close() a cursor stays dead, as Django's does
-        name = getattr(self.cursor, "name", None)
-        if name:  # psycopg warns of one that was never closed
+        name = None
+        if watch.vendor.has_server_side_cursors:
+            name = getattr(self.cursor, "name", None)
             with suppress(connection.Database.Error):
-                self.cursor.close()
+                self.cursor.close()  # else psycopg warns
         with connection.wrap_database_errors:
             self.cursor = connection.create_cursor(name)
         self.generation = watch.generation
