@@ -15,13 +15,11 @@ from .closing import close, find_liveness
 from .conf import get_config
 from .liveness import Liveness
 from .signals import connection_healed, connection_lost
-from .vendors.base import tell_hang_up
 
 if TYPE_CHECKING:
     from django.db import Error
     from django.dispatch import Signal
 
-    from .vendors.base import Events
     from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.guard")
@@ -35,8 +33,6 @@ BLOCK = (
     "run_on_commit",
     "savepoint_ids",
 )
-
-CLOSED = "closed by the server"
 
 # Before use
 
@@ -54,14 +50,14 @@ def before_use(connection: Any, watch: Watch) -> None:
     ):
         return
     now = monotonic()
-    doubt = watch.in_doubt or watch.lost or connection.errors_occurred
-    events = () if doubt else (watch.poll or watch.make_poll())(0)
     if (
-        doubt
-        or events
+        watch.in_doubt
+        or watch.lost
+        or connection.errors_occurred
         or now - watch.last_used > get_config().for_alias(connection.alias).ping_after
+        or (watch.poll or watch.make_poll())(0)
     ):
-        _heal_if_lost(connection, watch, now, events)
+        _heal_if_lost(connection, watch, now)
 
 
 def health_check_is_due(connection: Any) -> bool:
@@ -69,7 +65,7 @@ def health_check_is_due(connection: Any) -> bool:
     return bool(connection.health_check_enabled and not connection.health_check_done)
 
 
-def _heal_if_lost(connection: Any, watch: Watch, began: float, events: Events) -> None:
+def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
     if not _is_replaceable(connection, watch):
         return
     state = watch.session_state()
@@ -79,13 +75,10 @@ def _heal_if_lost(connection: Any, watch: Watch, began: float, events: Events) -
     if must_tell and not watch.interrupted:
         return  # alive it is needed; lost, the statement that follows will say so
     was_known = watch.lost
-    hung_up = tell_hang_up(events)
-    if hung_up:
-        watch.lost = True
-    elif find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
+    if find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
         return
     now = monotonic()
-    reason = CLOSED if hung_up else _reason(connection.alias, watch, was_known, now - began)
+    reason = _reason(connection.alias, watch, was_known, now - began)
     loss = Loss(connection, reason=reason, idle_seconds=began - watch.last_used)
     try:
         if not must_tell:
@@ -236,4 +229,4 @@ def _reason(alias: str, watch: Watch, was_known: bool, duration: float) -> str:
         return "a statement failed"
     if duration >= get_config().for_alias(alias).ping_timeout:
         return "no answer to a probe"
-    return CLOSED
+    return "closed by the server"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-    from .vendors.base import Driver, Events, Vendor
+    from .vendors.base import Driver, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
 
@@ -63,7 +63,7 @@ class Watch:
 
     def reset(self) -> None:
         """Begin anew, for a connection that was opened just now."""
-        self.poll: Callable[[float], Events] | None = None  # made when it is needed
+        self.poll: Callable[[float], object] | None = None  # made when it is needed
         self.generation += 1
         if not self.lost:  # what was before is gone because the program wanted it so
             self.healed_since = self.generation
@@ -89,12 +89,12 @@ class Watch:
         """Return the seconds since the last statement began."""
         return monotonic() - self.last_used
 
-    def make_poll(self) -> Callable[[float], Events]:
+    def make_poll(self) -> Callable[[float], object]:
         """Return what looks at the socket: one poll object for the life of the handle."""
         connection = self._connection()
         handle = connection.connection if connection is not None else None
         descriptor = self.driver.descriptor(handle) if handle is not None else None
-        self.poll = _must_ask if descriptor is None else poller(descriptor)
+        self.poll = _says_yes if descriptor is None else poller(descriptor)
         return self.poll
 
     def is_reading(self) -> bool:
@@ -135,8 +135,8 @@ class Watch:
         self.cursors = ()
 
 
-def _must_ask(_timeout: float) -> Events:
-    return ((-1, 0),)  # for a handle that was closed
+def _says_yes(_timeout: float) -> bool:
+    return True  # for a handle that was closed
 
 
 def _name(cursor: CursorWrapper) -> str | None:

@@ -13,11 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from django_dbhealth.session_state import RuleSet
-
-    Events = Sequence[tuple[int, int]]  # what poll() saw: descriptors, and bits
 
 
 class Liveness(enum.Enum):
@@ -118,27 +116,16 @@ class Vendor:
         return None
 
 
-# What poll() says of a socket whose other side has closed it, though there may be more to read.
-# Where there is no POLLRDHUP, POLLHUP says it.
-_CLOSING = getattr(select, "POLLRDHUP", 0)
-_HUNG_UP = _CLOSING | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
-
-
-def poller(descriptor: int) -> Callable[[float], Events]:
-    """Return the function that looks at one socket: ``(0)`` says at once what there is to see.
+def poller(descriptor: int) -> Callable[[float], object]:
+    """Return the function that looks at one socket: ``(0)`` says at once whether it is readable.
 
     Under gevent it is the system's own: a look must not switch to another greenlet.
     """
     gevent = sys.modules.get("gevent.monkey")
     poll = gevent.get_original("select", "poll")() if gevent else select.poll()
-    poll.register(descriptor, select.POLLIN | _CLOSING)  # hang-up and error are always reported
-    look: Callable[[float], Events] = poll.poll
+    poll.register(descriptor, select.POLLIN)  # hang-up and error are always reported
+    look: Callable[[float], object] = poll.poll
     return look
-
-
-def tell_hang_up(events: Events) -> bool:
-    """Return whether, by what poll() said of it, the other side has closed the socket."""
-    return any(event & _HUNG_UP for _, event in events)
 
 
 def readable(descriptor: int, timeout: float = 0) -> bool:
@@ -155,8 +142,8 @@ def readable(descriptor: int, timeout: float = 0) -> bool:
 def has_hung_up(descriptor: int) -> bool:
     """Return whether the other side has closed the socket, though there may be more to read."""
     poll = select.poll()
-    poll.register(descriptor, _CLOSING)
-    return tell_hang_up(poll.poll(0))
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))  # elsewhere POLLHUP says it
+    return bool(poll.poll(0))
 
 
 def hang_up(descriptor: int) -> None:
