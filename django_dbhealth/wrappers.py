@@ -321,8 +321,8 @@ class WatchedCursor(Base):  # type: ignore[misc]
         ):
             self._before_use()
         watch.used = True
-        watch.last_used = now
         result = executor(sql, params, many, context)
+        watch.last_used = now  # not for one that Django refused to send: that tells nothing
         if not watch.connecting:
             watch.session.observe(sql, None if many else params)
         return result
@@ -331,8 +331,10 @@ class WatchedCursor(Base):  # type: ignore[misc]
         self._before_use()
         watch: Watch = self.db.dbhealth_watch
         watch.used = True
-        watch.last_used = monotonic()
-        return super().callproc(*args, **kwargs)
+        now = monotonic()
+        result = super().callproc(*args, **kwargs)
+        watch.last_used = now
+        return result
 
     def _before_use(self) -> None:
         """Heal the connection, and follow it to another one that it was given meanwhile."""

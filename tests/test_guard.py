@@ -535,3 +535,16 @@ def test_interrupted_statement_with_session_state(database: Database) -> None:
     assert "temporary table shelf" in caught.value.__notes__[0]
     create("b")
     assert rows(database) == ["b"]
+
+
+def test_refused_statement_is_no_sign_of_life(database: Database) -> None:
+    """Django sends none in a block that must roll back: the next use looks at the socket again."""
+    create("a")
+    found = watch_of(connection_of(database))
+    assert found is not None
+    last_used = found.last_used
+    with transaction.atomic("database"):
+        transaction.set_rollback(True, "database")
+        with pytest.raises(transaction.TransactionManagementError):
+            run("SELECT 1")
+    assert found.last_used == last_used
