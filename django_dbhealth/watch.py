@@ -86,7 +86,7 @@ class Watch:
         self.savepoints: list[str] = []  # sent, while nothing else was
 
     def idle_seconds(self) -> float:
-        """Return the seconds since the last statement began."""
+        """Return the seconds since the last sign of life: a statement that came back, a probe."""
         return monotonic() - self.last_used
 
     def make_poll(self) -> Callable[[float], object]:
