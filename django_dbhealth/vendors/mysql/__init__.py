@@ -1,0 +1,80 @@
+"""MySQL and MariaDB, through mysqlclient and PyMySQL."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, ClassVar
+
+from django_dbhealth.vendors.base import Refusal, Vendor
+
+from .drivers import MySQLClient, PyMySQL
+from .session_rules import SESSION_RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from django_dbhealth.vendors.base import Driver
+
+# An assignment with the word before it: "SET", a comma's nothing, or the scope. lock_wait_timeout
+# and @wait_timeout, a variable of the user's, are others.
+_WAIT_TIMEOUT = re.compile(
+    r"(?<![\w@.])(?:@@)?(?:(\w+)(?:\s+|\s*\.\s*))?`?wait_timeout`?\s*:?=\s*(\d+)",
+    re.IGNORECASE,
+)
+_SCOPES_OF_OTHERS = ("GLOBAL", "PERSIST", "PERSIST_ONLY")
+
+
+# Manual, server error message reference (1226: ER_USER_LIMIT_REACHED) and client's. At connect:
+# 1053 from a server that shuts down, 2006 and 2013 from one that hung up or did not answer in the
+# handshake.
+ACCOUNT_LIMIT = 1226
+REFUSALS: dict[object, Refusal] = {
+    1040: Refusal.NO_FREE_SLOT,
+    1203: Refusal.NO_FREE_SLOT,
+    1053: Refusal.UNREACHABLE,
+    2002: Refusal.UNREACHABLE,
+    2003: Refusal.UNREACHABLE,
+    2006: Refusal.UNREACHABLE,
+    2013: Refusal.UNREACHABLE,
+}
+
+
+class MySQL(Vendor):
+    """MySQL and MariaDB: to Django, and for most questions, they are one."""
+
+    name = "mysql"
+    drivers: ClassVar[Mapping[str, Driver]] = {"MySQLdb": MySQLClient(), "pymysql": PyMySQL()}
+    # The servers' own default is 28800; hosts that share a server set 300 and less.
+    default_idle_timeout = 300
+    refuses_unknown_options = True
+    session_option = "init_command"
+
+    def idle_timeout_in(self, session_option: str) -> float | None:
+        found = [
+            float(seconds)
+            for scope, seconds in _WAIT_TIMEOUT.findall(session_option)
+            if scope.upper() not in _SCOPES_OF_OTHERS
+        ]
+        return found[-1] if found else None
+
+    def driver_problem(self) -> str | None:
+        # Django imports "MySQLdb", which may be PyMySQL in disguise. Then its version_info and
+        # __version__ are mysqlclient's; VERSION is its own.
+        driver = sys.modules.get("MySQLdb")
+        if driver is None or driver.__name__ != "pymysql" or driver.VERSION[:2] >= (1, 2):
+            return None
+        version = ".".join(str(number) for number in driver.VERSION[:3])
+        return (
+            f"PyMySQL {version} is older than 1.2: its ping(), and so Django's health check, "
+            "connects again by itself, and what the session carried is gone without an error."
+        )
+
+    session_rules = SESSION_RULES
+
+    def refusal(self, error: Exception) -> Refusal | None:
+        code = error.args[0] if error.args else None
+        if code == ACCOUNT_LIMIT:
+            # The same code is that of the hourly quotas, and only the text tells.
+            return Refusal.NO_FREE_SLOT if "max_user_connections" in str(error) else None
+        return REFUSALS.get(code)

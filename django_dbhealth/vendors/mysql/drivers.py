@@ -1,0 +1,111 @@
+"""mysqlclient and PyMySQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django_dbhealth.vendors.base import Driver, Liveness, hang_up, has_hung_up, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class MySQLClient(Driver):
+    """mysqlclient, whichever client library it was built with."""
+
+    cursors_need_handle = True
+
+    def descriptor(self, handle: Any) -> int | None:
+        try:
+            return int(handle.fileno())
+        except handle.Error:
+            return None
+
+    def ping(self, handle: Any, *, timeout: float) -> Liveness:
+        # handle.ping() waits for ever on a server that hangs, so the question is sent and the
+        # answer awaited here. DO 1 returns no rows and is not seen by any statement after it.
+        descriptor = None
+        try:
+            descriptor = handle.fileno()
+            if has_hung_up(descriptor):  # most losses: told for a tenth of what asking costs
+                return Liveness.LOST
+            handle.send_query(b"DO 1")
+            if not readable(descriptor, timeout):
+                hang_up(descriptor)
+                return Liveness.LOST
+            handle.read_query_result()
+        except handle.ProgrammingError:
+            # 2014: an unbuffered result is being read; or another thread is using the handle.
+            return Liveness.BUSY
+        except handle.Error as error:
+            # No hang_up(): the library has closed the socket, whose number may be another's now.
+            # An hourly quota, for one, is an answer too.
+            return Liveness.LOST if _is_disconnect(error) else Liveness.ALIVE
+        except BaseException:  # of a signal handler: the answer is still to come
+            if descriptor is not None:
+                hang_up(descriptor)
+            raise
+        return Liveness.ALIVE
+
+    def has_given_up(self, handle: Any, error: Exception) -> bool:
+        # Manual, client error message reference. What the server says before it hangs up (4031,
+        # 1927, 1053) leaves the socket open; the next statement then says 2006.
+        return error.args[:1] in ((2006,), (2013,), (2026,), (2055,))
+
+    def is_reading(self, handle: Any, *, new_references: int) -> bool:
+        # Whatever is called meanwhile says 2014, and so does the reader then, at its last row.
+        # The number of affected rows is -1 as long as a SELECT's result is not stored (manual,
+        # mysql_affected_rows()), and again once its cursor is closed. While a result is read,
+        # cursor and result hold the handle.
+        return new_references >= 2 and handle.field_count() > 0 and handle.affected_rows() == -1
+
+    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        if "read_default_file" not in parameters:  # it may have a connect-timeout of its own
+            super().bound_connect(parameters, seconds)
+
+
+def _is_disconnect(error: Exception) -> bool:
+    """Return whether the driver's error means that the connection is gone.
+
+    2000 to 2999 are the client library's own (manual, client error message reference); 1053, 1927
+    and 4031 are what a server says before it hangs up (facts measured on MariaDB and MySQL).
+    """
+    code = error.args[0] if error.args else None
+    return not isinstance(code, int) or 2000 <= code < 3000 or code in (1053, 1927, 4031)
+
+
+class PyMySQL(Driver):
+    """PyMySQL. It has no public way to reach its socket or to bound one call."""
+
+    def descriptor(self, handle: Any) -> int | None:
+        return int(handle._sock.fileno()) if handle.open else None
+
+    def ping(self, handle: Any, *, timeout: float) -> Liveness:
+        if not handle.open:
+            return Liveness.LOST
+        result = handle._result
+        if result is not None and (result.unbuffered_active or result.has_next):
+            # PyMySQL would read the rows to their end and throw them away.
+            return Liveness.BUSY
+        read_timeout = handle._read_timeout
+        handle._read_timeout = timeout
+        try:
+            handle.ping(reconnect=False)
+        except handle.Error as error:
+            return Liveness.LOST if _is_disconnect(error) else Liveness.ALIVE
+        except OSError:
+            return Liveness.LOST
+        finally:
+            handle._read_timeout = read_timeout
+        return Liveness.ALIVE
+
+    def has_given_up(self, handle: Any, error: Exception) -> bool:
+        return not handle.open
+
+    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        super().bound_connect(parameters, seconds)
+        # Its connect_timeout ends when the socket is connected, before the server's first word.
+        parameters.setdefault("read_timeout", seconds)
+
+    def lift_bound(self, handle: Any, options: Mapping[str, Any]) -> None:
+        handle._read_timeout = options.get("read_timeout")

@@ -1,0 +1,126 @@
+"""psycopg 3 and psycopg2."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django_dbhealth.vendors.base import Driver, Liveness, hang_up, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# libpq's PGTransactionStatusType; both drivers hand the numbers through.
+IDLE, UNKNOWN = 0, 4
+IN_TRANSACTION = (2, 3)  # whole, or failed
+
+
+class _Psycopg(Driver):
+    """What both have of libpq."""
+
+    def has_given_up(self, handle: Any, error: Exception) -> bool:
+        return bool(handle.closed)
+
+    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        if "PGCONNECT_TIMEOUT" not in os.environ and "service" not in parameters:
+            super().bound_connect(parameters, seconds)
+
+
+class Psycopg(_Psycopg):
+    """psycopg 3."""
+
+    def descriptor(self, handle: Any) -> int | None:
+        return None if handle.closed else int(handle.pgconn.socket)
+
+    def ping(self, handle: Any, *, timeout: float) -> Liveness:
+        if not handle.closed and handle.pgconn.transaction_status in IN_TRANSACTION:
+            return Liveness.IN_TRANSACTION
+        return self.ask(handle, timeout=timeout)
+
+    def ask(self, handle: Any, *, timeout: float) -> Liveness:
+        from psycopg import Error
+
+        pgconn = handle.pgconn
+        if handle.closed or pgconn.transaction_status == UNKNOWN:
+            return Liveness.LOST
+        if pgconn.transaction_status not in (IDLE, *IN_TRANSACTION) or pgconn.pipeline_status:
+            return Liveness.BUSY
+        if handle.lock.locked():  # not acquired: an interrupt before its release would be a hang
+            return Liveness.BUSY
+        liveness = Liveness.LOST
+        try:
+            liveness = _ask_libpq(pgconn, time.monotonic() + timeout)
+        except Error:
+            pass
+        finally:
+            if liveness is Liveness.LOST:  # also when a signal handler's exception came
+                pgconn.finish()
+        return liveness
+
+    def has_begun(self, handle: Any) -> bool:
+        return handle.pgconn.transaction_status in IN_TRANSACTION
+
+
+def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
+    """Send an empty query and await its answer. Notifications go where psycopg keeps them."""
+    from psycopg.pq import ExecStatus
+
+    answer = Liveness.ALIVE
+    pgconn.send_query(b"")
+    pgconn.flush()
+    while True:
+        pgconn.consume_input()
+        while notification := pgconn.notifies():
+            pgconn.notify_handler(notification)  # as psycopg's own fetching does
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                return answer
+            if result.status != ExecStatus.EMPTY_QUERY:
+                answer = Liveness.LOST  # the server's farewell; libpq then reads the end as well
+        if not readable(pgconn.socket, max(0.0, deadline - time.monotonic())):
+            return Liveness.LOST
+
+
+class Psycopg2(_Psycopg):
+    """psycopg2."""
+
+    def descriptor(self, handle: Any) -> int | None:
+        return None if handle.closed else int(handle.fileno())
+
+    def ping(self, handle: Any, *, timeout: float) -> Liveness:
+        if handle.closed:
+            return Liveness.LOST
+        status = handle.get_transaction_status()
+        if status in IN_TRANSACTION:
+            return Liveness.IN_TRANSACTION
+        if status != IDLE:
+            return Liveness.LOST if status == UNKNOWN else Liveness.BUSY
+        try:
+            with _hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            if not handle.autocommit:
+                handle.rollback()
+        except handle.Error:
+            return Liveness.LOST
+        except RuntimeError:  # no thread can be started, and so no bound set
+            return Liveness.BUSY
+        return Liveness.ALIVE
+
+    def has_begun(self, handle: Any) -> bool:
+        return handle.get_transaction_status() in IN_TRANSACTION
+
+
+@contextmanager
+def _hang_up_after(timeout: float, descriptor: int) -> Iterator[None]:
+    """Hang up if the block takes longer: psycopg2 offers no other bound."""
+    timer = threading.Timer(timeout, hang_up, [descriptor])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
