@@ -16,17 +16,27 @@ if TYPE_CHECKING:
         connection_boundary,
         connections_released,
     )
+    from .diagnosis import classify
+    from .faults import Fault, Kind, Outcome
     from .management.base import LongRunningCommand
 
 __all__ = [
+    "Fault",
+    "Kind",
     "LongRunningCommand",
+    "Outcome",
     "aclose_old_connections",
+    "classify",
     "close_old_connections",
     "connection_boundary",
     "connections_released",
 ]
 
 _MODULES = {
+    "Fault": ".faults",
+    "Kind": ".faults",
+    "Outcome": ".faults",
+    "classify": ".diagnosis",
     "LongRunningCommand": ".management.base",
     "aclose_old_connections": ".boundaries",
     "close_old_connections": ".boundaries",

@@ -13,8 +13,8 @@ from django.db import Error
 from .backoff import Backoff
 from .closing import close, connections_of_this_thread, give_back
 from .conf import get_config
+from .faults import Kind
 from .signals import connection_refused
-from .vendors.base import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("django_dbhealth.guard")
 
+
+# Wrong credentials may lock an account; an hourly quota is not there in a minute.
+WORTH_WAITING = (Kind.UNREACHABLE, Kind.NO_FREE_SLOT)
 
 COMMAND_TIMEOUT = 60.0  # seconds: a server restarts in less
 
@@ -74,20 +77,20 @@ def connect_patiently(
             connect()
             return
         except (Error, connection.Database.Error) as error:  # type: ignore[attr-defined]
-            refusal = watch.vendor.refusal(error)
-            if refusal is None:
+            fault = watch.vendor.fault(error, connecting=True)
+            if fault is None or fault.kind not in WORTH_WAITING:
                 raise
             now = time.monotonic()
             if backoff is None:
                 timeout, sleep = _patience_for(connection.alias)
                 backoff = Backoff(now=began, timeout=timeout)
             delay = backoff.next_delay(now)
-            _report(connection, watch, refusal, error, now - began, delay)
+            _report(connection, watch, fault.kind, error, now - began, delay)
             if delay is None:
                 raise
         if connection.connection is not None:  # refused after it had been opened
             close(connection)
-        if refusal is Refusal.NO_FREE_SLOT:
+        if fault.kind is Kind.NO_FREE_SLOT:
             _give_back_idle(connection)
         watch.bounded = True
         sleep(delay)
@@ -103,7 +106,7 @@ def _give_back_idle(connection: BaseDatabaseWrapper) -> None:
 def _report(
     connection: BaseDatabaseWrapper,
     watch: Watch,
-    refusal: Refusal,
+    kind: Kind,
     error: Exception,
     duration: float,
     delay: float | None,
@@ -116,7 +119,7 @@ def _report(
     logger.warning(
         "The connection %r was refused, %s: %s. %s",
         connection.alias,
-        refusal.value,
+        kind.value,
         error,
         then,
         extra={"alias": connection.alias},
@@ -124,7 +127,7 @@ def _report(
     connection_refused.send_robust(
         sender=type(connection),
         alias=connection.alias,
-        reason=refusal.value,
+        reason=kind.value,
         idle_seconds=watch.idle_seconds(),
         duration=duration,
     )

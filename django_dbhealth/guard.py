@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .closing import close, find_liveness
 from .conf import get_config
+from .faults import Circumstances
 from .liveness import Liveness
 from .signals import connection_healed, connection_lost
 
@@ -154,6 +155,11 @@ def _replace_in_block(connection: Any, watch: Watch) -> None:
 
 def note_failure(connection: Any, watch: Watch, error: Error) -> None:
     """Note whether the connection is lost with this error, and tell what was lost with it."""
+    error.dbhealth_circumstances = Circumstances(  # type: ignore[attr-defined]
+        alias=connection.alias,
+        connecting=watch.connecting or connection.connection is None,
+        in_transaction=connection.in_atomic_block or not connection.autocommit,
+    )
     if watch.connecting or watch.committed or connection.connection is None:
         return
     was_known = watch.lost

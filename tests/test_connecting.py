@@ -124,7 +124,7 @@ def test_server_that_starts_is_waited_for(
     ):
         cursor.execute("SELECT 1")
         assert cursor.fetchone() == (1,)
-    assert {arguments["reason"] for arguments in seen} == {"the server cannot be reached"}
+    assert {arguments["reason"] for arguments in seen} == {"unreachable"}
     assert {arguments["alias"] for arguments in seen} == {alias}
     durations = [arguments["duration"] for arguments in seen]
     assert durations == sorted(durations)

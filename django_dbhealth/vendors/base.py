@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
 
 
@@ -25,13 +26,6 @@ class Liveness(enum.Enum):
     LOST = "lost"
     BUSY = "busy"  # in the middle of a statement or a result: alive, and not to be disturbed
     IN_TRANSACTION = "in a transaction"  # likewise
-
-
-class Refusal(enum.Enum):
-    """Why a server took no new connection, where the next try may find it otherwise."""
-
-    NO_FREE_SLOT = "no free slot"
-    UNREACHABLE = "the server cannot be reached"
 
 
 class Driver(ABC):
@@ -108,12 +102,18 @@ class Vendor:
 
     session_rules: RuleSet
 
-    def refusal(self, error: Exception) -> Refusal | None:
-        """Return why a connect failed, None where trying again would not help or do harm.
+    faults: ClassVar[Sequence[KnownFault]] = ()  # the first that fits counts
 
-        Wrong credentials may lock an account; an hourly quota is not there in a minute.
-        """
+    def code_of(self, error: BaseException) -> int | str | None:
+        """Return the code of one of the drivers' errors, None for one that has none."""
         return None
+
+    def fault(self, error: BaseException, *, connecting: bool | None) -> Fault | None:
+        """Return what one of the drivers' errors means, None for an unknown one."""
+        code, message = self.code_of(error), str(error)
+        return next(
+            (k.fault for k in self.faults if k.fits(code, message, connecting=connecting)), None
+        )
 
 
 def poller(descriptor: int) -> Callable[[float], object]:

@@ -6,9 +6,10 @@ import re
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-from django_dbhealth.vendors.base import Refusal, Vendor
+from django_dbhealth.vendors.base import Vendor
 
 from .drivers import MySQLClient, PyMySQL
+from .faults import FAULTS
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
@@ -23,21 +24,6 @@ _WAIT_TIMEOUT = re.compile(
     re.IGNORECASE,
 )
 _SCOPES_OF_OTHERS = ("GLOBAL", "PERSIST", "PERSIST_ONLY")
-
-
-# Manual, server error message reference (1226: ER_USER_LIMIT_REACHED) and client's. At connect:
-# 1053 from a server that shuts down, 2006 and 2013 from one that hung up or did not answer in the
-# handshake.
-ACCOUNT_LIMIT = 1226
-REFUSALS: dict[object, Refusal] = {
-    1040: Refusal.NO_FREE_SLOT,
-    1203: Refusal.NO_FREE_SLOT,
-    1053: Refusal.UNREACHABLE,
-    2002: Refusal.UNREACHABLE,
-    2003: Refusal.UNREACHABLE,
-    2006: Refusal.UNREACHABLE,
-    2013: Refusal.UNREACHABLE,
-}
 
 
 class MySQL(Vendor):
@@ -71,10 +57,8 @@ class MySQL(Vendor):
         )
 
     session_rules = SESSION_RULES
+    faults = FAULTS
 
-    def refusal(self, error: Exception) -> Refusal | None:
+    def code_of(self, error: BaseException) -> int | None:
         code = error.args[0] if error.args else None
-        if code == ACCOUNT_LIMIT:
-            # The same code is that of the hourly quotas, and only the text tells.
-            return Refusal.NO_FREE_SLOT if "max_user_connections" in str(error) else None
-        return REFUSALS.get(code)
+        return code if isinstance(code, int) else None

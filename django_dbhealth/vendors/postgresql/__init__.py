@@ -6,9 +6,10 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django_dbhealth.vendors.base import Refusal, Vendor
+from django_dbhealth.vendors.base import Vendor
 
 from .drivers import Psycopg, Psycopg2
+from .faults import FAULTS
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
@@ -22,25 +23,6 @@ _IDLE_SESSION_TIMEOUT = re.compile(
 )
 # The units of the manual's section 20.1.1, in seconds; the parameter's own is the millisecond.
 _UNITS = {"us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-# An error at connect has no SQLSTATE, so these are texts: the server's, in English, and libpq's.
-FINAL = ("authentication failed", "does not exist", "no pg_hba.conf entry")
-REFUSALS = {
-    "too many clients already": Refusal.NO_FREE_SLOT,
-    "remaining connection slots are reserved": Refusal.NO_FREE_SLOT,
-    "too many connections for": Refusal.NO_FREE_SLOT,  # a role, a database
-    "no more connections allowed": Refusal.NO_FREE_SLOT,  # PgBouncer's
-    "the database system is": Refusal.UNREACHABLE,  # starting up, shutting down, in recovery
-    "Connection refused": Refusal.UNREACHABLE,
-    "No such file or directory": Refusal.UNREACHABLE,  # of the unix socket
-    "Connection reset by peer": Refusal.UNREACHABLE,
-    "Connection timed out": Refusal.UNREACHABLE,
-    "Network is unreachable": Refusal.UNREACHABLE,
-    "No route to host": Refusal.UNREACHABLE,
-    "server closed the connection": Refusal.UNREACHABLE,
-    "timeout expired": Refusal.UNREACHABLE,
-}
 
 
 class PostgreSQL(Vendor):
@@ -72,11 +54,9 @@ class PostgreSQL(Vendor):
             return math.inf
 
     session_rules = SESSION_RULES
+    faults = FAULTS
 
-    def refusal(self, error: Exception) -> Refusal | None:
-        text = str(error)
-        if type(error).__name__ == "PoolTimeout":  # psycopg_pool may not be there to import
-            return Refusal.NO_FREE_SLOT
-        if any(words in text for words in FINAL):  # of one of several hosts, perhaps
-            return None
-        return next((refusal for words, refusal in REFUSALS.items() if words in text), None)
+    def code_of(self, error: BaseException) -> str | None:
+        # Both drivers' Error has one of the two; Django's has neither, but the driver's behind it.
+        error = error.__cause__ or error
+        return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)

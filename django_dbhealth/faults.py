@@ -1,0 +1,107 @@
+"""The words for what an error means. What each error means stands in the vendors' tables."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Kind(enum.Enum):
+    """What sort of thing has happened."""
+
+    LOST = "lost"  # the connection is gone
+    UNREACHABLE = "unreachable"  # no server answers
+    NO_FREE_SLOT = "no free slot"  # the server takes no more connections for now
+    QUOTA = "quota"  # so many an hour, and they are used up
+    CREDENTIALS = "credentials"  # refused: account, password, rights, database
+    READ_ONLY = "read-only"
+    TOO_LARGE = "too large"
+    BUSY = "busy"  # the connection is in the middle of something else
+    CONFLICT = "conflict"  # with another transaction
+    TIMED_OUT = "timed out"  # or cancelled; the connection is fine
+
+
+class Outcome(enum.Enum):
+    """Whether the statement ran. For the statement of a COMMIT: whether the transaction stays."""
+
+    NOT_EXECUTED = "not executed"
+    ROLLED_BACK = "rolled back"  # with the whole transaction that it was in
+    UNKNOWN = "unknown"  # it may have run, or run later
+
+
+# Waiting or connecting anew does not help against the others, or the program has to change first.
+_WORTH_RETRYING = {
+    Kind.LOST,
+    Kind.UNREACHABLE,
+    Kind.NO_FREE_SLOT,
+    Kind.CONFLICT,
+    Kind.TIMED_OUT,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What an error means, whether its statement ran, and what to do.
+
+    ``code`` is the server's or the driver's number, or an SQLSTATE; None where there is none.
+    ``name`` is the code's name in its vendor's manual, or else the words of the message.
+    """
+
+    kind: Kind
+    code: int | str | None
+    name: str
+    outcome: Outcome
+    connection_usable: bool
+    meaning: str
+    advice: str
+    source: str
+
+    @property
+    def safe_to_retry(self) -> bool:
+        """Whether the same work may be done again: nothing is done twice, and it may succeed.
+
+        Inside a transaction the work is all of the transaction, from its beginning.
+        """
+        return self.outcome is not Outcome.UNKNOWN and self.kind in _WORTH_RETRYING
+
+    @property
+    def anchor(self) -> str:
+        """The heading of the docs page ``faults`` under which this fault stands."""
+        words = self.name if self.code is None else f"{self.code} {self.name}"
+        return "faults.html#" + "".join(c if c.isalnum() else "-" for c in words.lower())
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownFault:
+    """One line of a vendor's table: which errors are this fault.
+
+    ``text`` is part of the message, where the code alone does not tell; ``connecting`` says that
+    it holds only while a connection is being opened (True), or only afterwards (False).
+    """
+
+    fault: Fault
+    text: str = ""
+    connecting: bool | None = None
+
+    def fits(self, code: int | str | None, message: str, *, connecting: bool | None) -> bool:
+        """Return whether an error is this fault; ``connecting`` is None where nobody knows."""
+        return (
+            self.fault.code == code
+            and self.text in message
+            and (self.connecting is None or self.connecting is connecting)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What was going on when an error passed the guard: the error alone does not tell."""
+
+    alias: str
+    connecting: bool
+    in_transaction: bool  # in which something had run
+    several: bool = False  # executemany(), callproc(), several statements in one text
+
+
+def circumstances_of(error: BaseException) -> Circumstances | None:
+    """Return what the guard noted on the error, None where it did not pass the guard."""
+    return getattr(error, "dbhealth_circumstances", None)
