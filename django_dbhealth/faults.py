@@ -73,7 +73,7 @@ class Fault:
         return self.outcome is not Outcome.UNKNOWN and self.kind in _WORTH_RETRYING
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """The code, its name, and which of its meanings this is."""
         words = self.name if self.code is None else f"{self.code} {self.name}"
         return f"{words}, {self.variant}" if self.variant else words
