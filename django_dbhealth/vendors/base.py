@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django_dbhealth.faults import first_fit
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -114,10 +116,7 @@ class Vendor:
 
     def fault(self, error: BaseException, *, connecting: bool | None) -> Fault | None:
         """Return what one of the drivers' errors means, None for an unknown one."""
-        code, message = self.code_of(error), str(error)
-        return next(
-            (k.fault for k in self.faults if k.fits(code, message, connecting=connecting)), None
-        )
+        return first_fit(self.faults, self.code_of(error), str(error), connecting=connecting)
 
 
 # Of these the first is asked for, the others are always reported. Where there is no POLLRDHUP,
