@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from .vendors.base import Driver
+    from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.closing")
 
@@ -102,6 +103,9 @@ def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: b
     )
     if watch is not None and watch.interrupted and liveness is Liveness.BUSY:
         liveness = Liveness.LOST  # nobody will ever end the statement
+    if liveness is Liveness.ALIVE and watch is not None and watch.refused_write:
+        if _is_left_behind(connection, watch, config.ping_timeout):
+            liveness = Liveness.LOST
     if watch is not None:
         watch.lost = liveness is Liveness.LOST
     if liveness is Liveness.ALIVE and suspect:
@@ -111,3 +115,16 @@ def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: b
             watch.in_doubt = watch.interrupted = False
             watch.last_used = monotonic()  # the server has answered
     return liveness
+
+
+def _is_left_behind(connection: BaseDatabaseWrapper, watch: Watch, timeout: float) -> bool:
+    """Return whether, after a failover, nothing but habit keeps the connection where it is.
+
+    A write was refused. The codes for it have other meanings too, so the server is asked.
+    """
+    watch.refused_write = (
+        connection.autocommit
+        and not watch.carries_anything()
+        and not watch.driver.takes_writes(connection.connection, timeout=timeout)
+    )
+    return watch.refused_write

@@ -65,6 +65,11 @@ class Fault:
         return self.outcome is not Outcome.UNKNOWN and self.kind in _WORTH_RETRYING
 
     @property
+    def label(self) -> str:
+        """The code and its name."""
+        return self.name if self.code is None else f"{self.code} {self.name}"
+
+    @property
     def anchor(self) -> str:
         """The heading of the docs page ``faults`` under which this fault stands."""
         words = self.name if self.code is None else f"{self.code} {self.name}"
@@ -100,6 +105,11 @@ class Circumstances:
     connecting: bool
     in_transaction: bool  # in which something had run
     several: bool = False  # executemany(), callproc(), several statements in one text
+    lost: bool = False  # the driver has given the connection up
+    why_not_healed: str = ""  # should it be lost
+    idle_seconds: float = 0.0  # from the last sign of life to the error
+    ran_seconds: float = 0.0  # of these the statement's own, where that is known
+    tried_seconds: float = 0.0  # to connect
 
 
 def circumstances_of(error: BaseException) -> Circumstances | None:

@@ -9,6 +9,10 @@ from django_dbhealth.vendors.base import Driver, Liveness, hang_up, has_hung_up,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# MariaDB 12 has other words for yes; MySQL's super_read_only sets it too.
+QUESTION = "SELECT @@read_only"
+NO = (0, "0", b"0", "OFF", b"OFF")
+
 
 class MySQLClient(Driver):
     """mysqlclient, whichever client library it was built with."""
@@ -46,6 +50,19 @@ class MySQLClient(Driver):
                 hang_up(descriptor)
             raise
         return Liveness.ALIVE
+
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        try:
+            descriptor = handle.fileno()
+            handle.send_query(QUESTION.encode())
+            if not readable(descriptor, timeout):
+                hang_up(descriptor)
+                return False
+            handle.read_query_result()
+            ((answer,),) = handle.store_result().fetch_row()
+        except handle.Error:
+            return False
+        return answer in NO
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         # Manual, client error message reference. What the server says before it hangs up (4031,
@@ -98,6 +115,19 @@ class PyMySQL(Driver):
         finally:
             handle._read_timeout = read_timeout
         return Liveness.ALIVE
+
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        read_timeout = handle._read_timeout
+        handle._read_timeout = timeout
+        try:
+            with handle.cursor() as cursor:
+                cursor.execute(QUESTION)
+                (answer,) = cursor.fetchone()
+        except (handle.Error, OSError):
+            return False
+        finally:
+            handle._read_timeout = read_timeout
+        return answer in NO
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return not handle.open
