@@ -103,9 +103,8 @@ def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: b
     )
     if watch is not None and watch.interrupted and liveness is Liveness.BUSY:
         liveness = Liveness.LOST  # nobody will ever end the statement
-    if liveness is Liveness.ALIVE and watch is not None and watch.refused_write:
-        if _is_left_behind(connection, watch, config.ping_timeout):
-            liveness = Liveness.LOST
+    if liveness is Liveness.ALIVE and _is_left_behind(connection, watch, config.ping_timeout):
+        liveness = Liveness.LOST
     if watch is not None:
         watch.lost = liveness is Liveness.LOST
     if liveness is Liveness.ALIVE and suspect:
@@ -117,11 +116,13 @@ def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: b
     return liveness
 
 
-def _is_left_behind(connection: BaseDatabaseWrapper, watch: Watch, timeout: float) -> bool:
-    """Return whether, after a failover, nothing but habit keeps the connection where it is.
+def _is_left_behind(connection: BaseDatabaseWrapper, watch: Watch | None, timeout: float) -> bool:
+    """Return whether a write was refused because of a failover, and nothing would be lost.
 
-    A write was refused. The codes for it have other meanings too, so the server is asked.
+    The codes for it have other meanings too, so the server is asked.
     """
+    if watch is None or not watch.refused_write:
+        return False
     watch.refused_write = (
         connection.autocommit
         and not watch.carries_anything()

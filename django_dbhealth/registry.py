@@ -9,6 +9,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,18 +77,15 @@ def known_connections() -> Iterator[tuple[BaseDatabaseWrapper, OpenConnection]]:
     now = monotonic()
     for reference in _watches.copy():
         watch = reference()
-        connection = watch and watch.connection()
-        if watch is None or connection is None:
+        connection = watch.connection() if watch else None
+        if watch is None or connection is None or connection.connection is None or watch.closed:
             continue
-        opening = watch.opening
-        if connection.connection is None or watch.closed or opening is None:
-            continue
-        yield connection, _describe(connection, watch, opening, now)
+        yield connection, _describe(connection, watch, now)
 
 
-def _describe(
-    connection: BaseDatabaseWrapper, watch: Watch, opening: Opening, now: float
-) -> OpenConnection:
+def _describe(connection: BaseDatabaseWrapper, watch: Watch, now: float) -> OpenConnection:
+    opening = watch.opening
+    assert opening is not None  # what is in the set was opened
     return OpenConnection(
         alias=connection.alias,
         thread_name=opening.thread_name,
@@ -117,13 +115,14 @@ _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-
 
 
 def _folder(module: object) -> str:
-    return os.path.dirname(str(getattr(module, "__file__", ""))) + os.sep
+    return f"{Path(str(getattr(module, '__file__', ''))).parent}{os.sep}"
 
 
 _PYTHON = _folder(threading)
-_OURS = os.path.dirname(__file__) + os.sep
+_OURS = f"{Path(__file__).parent}{os.sep}"
 _DJANGO = _folder(django)
-_BELOW = (_OURS, f"{_DJANGO}db{os.sep}", _folder(asgiref))  # under every query of everybody's
+# Under every query, whoever makes it.
+_BELOW = (_OURS, f"{_DJANGO}db{os.sep}", f"{_DJANGO}utils{os.sep}", _folder(asgiref))
 _SCRIPTS = sysconfig.get_path("scripts") + os.sep
 
 
@@ -166,6 +165,6 @@ def _kind_of(file: str) -> int:
         return LIBRARY
     if file.startswith(_PYTHON):
         return NOWHERE
-    if file.startswith(_SCRIPTS) or os.path.basename(file) == "manage.py":
+    if file.startswith(_SCRIPTS) or Path(file).name == "manage.py":
         return LAUNCHER
     return PROJECT  # also a shell's, which is in no file: "<console>", "<stdin>"

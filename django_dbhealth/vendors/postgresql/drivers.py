@@ -73,7 +73,7 @@ class Psycopg(_Psycopg):
         takes = False
         try:
             results = _results_of(handle.pgconn, QUESTION.encode(), time.monotonic() + timeout)
-            takes = bool(results) and results[0].get_value(0, 0) == b"f"
+            takes = bool(results and results[0].get_value(0, 0) == b"f")
         except Error:
             pass
         finally:
@@ -90,7 +90,7 @@ def _results_of(pgconn: Any, query: bytes, deadline: float) -> list[Any] | None:
 
     Notifications go where psycopg keeps them.
     """
-    results = []
+    results: list[Any] = []
     pgconn.send_query(query)
     pgconn.flush()
     while True:
@@ -135,7 +135,7 @@ class Psycopg2(_Psycopg):
         try:
             with _hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
                 cursor.execute(QUESTION)
-                return cursor.fetchone() == (False,)
+                return bool(cursor.fetchone() == (False,))
         except (handle.Error, RuntimeError):
             return False
 
