@@ -83,7 +83,7 @@ def _note_of_hidden(error: BaseException, alias: str) -> str | None:
 
 
 def _tried_again(fault: Fault | None, circumstances: Circumstances) -> str:
-    answer = f" ({fault.label})" if fault else ""
+    answer = f" ({fault.title})" if fault else ""
     return (
         f"The connection {circumstances.alias!r} could not be opened again{answer}. "
         "What counts is the error before:"
@@ -99,7 +99,7 @@ def _lines(
     is_lost = circumstances.lost or (fault is not None and fault.kind is Kind.LOST)
     what = f"The connection {circumstances.alias!r} is lost."
     if fault:
-        what = f"The connection {circumstances.alias!r}: {fault.label}. {fault.meaning}"
+        what = f"The connection {circumstances.alias!r}: {fault.title}. {fault.meaning}"
     idle = _idle(circumstances, watch.idle_limit()) if is_lost else ""
     yield f"{what}{idle}{_duration(circumstances)}"
     yield _outcome(fault, circumstances)
@@ -111,7 +111,7 @@ def _lines(
         yield _what_comes_next(watch.session_state())
     yield f"What to do: {fault.advice} (docs: {fault.anchor})"
     if fault.kind is Kind.NO_FREE_SLOT:
-        yield from _held(_to_the_same_server(connection), watch.vendor.sessions_statement)
+        yield from _held(_to_the_same_server(connection))
 
 
 def _idle(circumstances: Circumstances, limit: float | None) -> str:
@@ -162,11 +162,11 @@ def _to_the_same_server(connection: Any) -> list[OpenConnection]:
     return sorted(found, key=attrgetter("idle_seconds"), reverse=True)
 
 
-def _held(held: Sequence[OpenConnection], statement: str) -> Iterator[str]:
+def _held(held: Sequence[OpenConnection]) -> Iterator[str]:
     if not held:
-        yield f"This process holds no connection there. {statement} shows who does."
+        yield "This process holds no connection there, so others do."
         return
-    yield f"This process holds {len(held)} there; {statement} shows those of the others:"
+    yield f"This process holds {len(held)} there:"
     for each in held[:MANY_CONNECTIONS]:
         state = ", in a transaction" if each.in_transaction else ""
         yield (

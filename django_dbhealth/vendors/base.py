@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django_dbhealth.faults import first_fit
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -109,7 +111,6 @@ class Vendor:
         return None
 
     address_options: tuple[str, ...] = ()  # the keys in OPTIONS that say where the server is
-    sessions_statement: str = ""  # shows the sessions of all programs
 
     def address_in(self, settings: Mapping[str, Any]) -> tuple[object, ...]:
         """Return what tells one server from another in settings of DATABASES."""
@@ -126,10 +127,7 @@ class Vendor:
 
     def fault(self, error: BaseException, *, connecting: bool | None) -> Fault | None:
         """Return what one of the drivers' errors means, None for an unknown one."""
-        code, message = self.code_of(error), str(error)
-        return next(
-            (k.fault for k in self.faults if k.fits(code, message, connecting=connecting)), None
-        )
+        return first_fit(self.faults, self.code_of(error), str(error), connecting=connecting)
 
 
 def poller(descriptor: int) -> Callable[[float], object]:

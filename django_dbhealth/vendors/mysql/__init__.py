@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from django_dbhealth.vendors.base import Vendor
 
 from .drivers import MySQLClient, PyMySQL
-from .faults import FAULTS
+from .faults import FAULTS, code_of
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ class MySQL(Vendor):
     refuses_unknown_options = True
     session_option = "init_command"
     address_options = ("host", "port", "unix_socket", "read_default_file")
-    sessions_statement = "SHOW PROCESSLIST"
 
     def idle_timeout_in(self, session_option: str) -> float | None:
         found = [
@@ -62,5 +61,4 @@ class MySQL(Vendor):
     faults = FAULTS
 
     def code_of(self, error: BaseException) -> int | None:
-        code = error.args[0] if error.args else None
-        return code if isinstance(code, int) else None
+        return code_of(error)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django_dbhealth.faults import Kind
 from django_dbhealth.vendors.base import Driver, Liveness, hang_up, has_hung_up, readable
+
+from .faults import CLIENT_CODES, fault_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +47,7 @@ class MySQLClient(Driver):
         except handle.Error as error:
             # No hang_up(): the library has closed the socket, whose number may be another's now.
             # An hourly quota, for one, is an answer too.
-            return Liveness.LOST if _is_disconnect(error) else Liveness.ALIVE
+            return Liveness.ALIVE if _is_alive(error) else Liveness.LOST
         except BaseException:  # of a signal handler: the answer is still to come
             if descriptor is not None:
                 hang_up(descriptor)
@@ -65,9 +68,10 @@ class MySQLClient(Driver):
         return answer in NO
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
-        # Manual, client error message reference. What the server says before it hangs up (4031,
-        # 1927, 1053) leaves the socket open; the next statement then says 2006.
-        return error.args[:1] in ((2006,), (2013,), (2026,), (2055,))
+        # The library's own errors. What the server says before it hangs up (4031, 1927, 1053)
+        # leaves the socket open; the next statement then says 2006.
+        fault = fault_of(error, connecting=False)
+        return fault is not None and fault.kind is Kind.LOST and fault.code in CLIENT_CODES
 
     def is_reading(self, handle: Any, *, new_references: int) -> bool:
         # Whatever is called meanwhile says 2014, and so does the reader then, at its last row.
@@ -81,14 +85,10 @@ class MySQLClient(Driver):
             super().bound_connect(parameters, seconds)
 
 
-def _is_disconnect(error: Exception) -> bool:
-    """Return whether the driver's error means that the connection is gone.
-
-    2000 to 2999 are the client library's own (manual, client error message reference); 1053, 1927
-    and 4031 are what a server says before it hangs up (facts measured on MariaDB and MySQL).
-    """
-    code = error.args[0] if error.args else None
-    return not isinstance(code, int) or 2000 <= code < 3000 or code in (1053, 1927, 4031)
+def _is_alive(error: Exception) -> bool:
+    """Return whether a probe's error is an answer, a spent quota's for one. Unknown: it is none."""
+    fault = fault_of(error, connecting=False)
+    return fault is not None and fault.connection_usable
 
 
 class PyMySQL(Driver):
@@ -109,7 +109,7 @@ class PyMySQL(Driver):
         try:
             handle.ping(reconnect=False)
         except handle.Error as error:
-            return Liveness.LOST if _is_disconnect(error) else Liveness.ALIVE
+            return Liveness.ALIVE if _is_alive(error) else Liveness.LOST
         except OSError:
             return Liveness.LOST
         finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django_dbhealth.vendors.base import Vendor
 
 from .drivers import Psycopg, Psycopg2
-from .faults import FAULTS
+from .faults import FAULTS, code_of
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class PostgreSQL(Vendor):
     refuses_unknown_options = True
     session_option = "options"
     address_options = ("host", "hostaddr", "port", "service")
-    sessions_statement = "SELECT * FROM pg_stat_activity"
 
     def idle_timeout_in(self, session_option: str) -> float | None:
         found = _IDLE_SESSION_TIMEOUT.findall(session_option)
@@ -59,6 +58,4 @@ class PostgreSQL(Vendor):
     faults = FAULTS
 
     def code_of(self, error: BaseException) -> str | None:
-        # Both drivers' Error has one of the two; Django's has neither, but the driver's behind it.
-        error = error.__cause__ or error
-        return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        return code_of(error)
