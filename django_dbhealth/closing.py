@@ -111,7 +111,8 @@ def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: b
         connection.errors_occurred = False
         connection.health_check_done = True  # type: ignore[attr-defined]
         if watch is not None:
-            watch.in_doubt = watch.interrupted = False
+            watch.in_doubt = watch.refused_write  # until the server could be asked
+            watch.interrupted = False
             watch.last_used = monotonic()  # the server has answered
     return liveness
 
@@ -121,11 +122,9 @@ def _is_left_behind(connection: BaseDatabaseWrapper, watch: Watch | None, timeou
 
     The codes for it have other meanings too, so the server is asked.
     """
-    if watch is None or not watch.refused_write:
+    if watch is None or not watch.refused_write or not connection.autocommit:
         return False
-    watch.refused_write = (
-        connection.autocommit
-        and not watch.carries_anything()
-        and not watch.driver.takes_writes(connection.connection, timeout=timeout)
-    )
+    if watch.carries_anything():
+        return False
+    watch.refused_write = not watch.driver.takes_writes(connection.connection, timeout=timeout)
     return watch.refused_write

@@ -12,8 +12,9 @@ from .faults import CLIENT_CODES, fault_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# MariaDB 12 has other words for yes; MySQL's super_read_only sets it too.
-QUESTION = "SELECT @@read_only"
+# MySQL's super_read_only sets the first too; a reader of Aurora has only the second. MariaDB 12 has
+# several words for yes.
+QUESTION = "SELECT @@read_only, @@innodb_read_only"
 NO = (0, "0", b"0", "OFF", b"OFF")
 
 
@@ -62,10 +63,10 @@ class MySQLClient(Driver):
                 hang_up(descriptor)
                 return False
             handle.read_query_result()
-            ((answer,),) = handle.store_result().fetch_row()
+            (answers,) = handle.store_result().fetch_row()
         except handle.Error:
             return False
-        return answer in NO
+        return all(answer in NO for answer in answers)
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         # The library's own errors. What the server says before it hangs up (4031, 1927, 1053)
@@ -122,12 +123,12 @@ class PyMySQL(Driver):
         try:
             with handle.cursor() as cursor:
                 cursor.execute(QUESTION)
-                (answer,) = cursor.fetchone()
+                answers = cursor.fetchone()
         except (handle.Error, OSError):
             return False
         finally:
             handle._read_timeout = read_timeout
-        return answer in NO
+        return all(answer in NO for answer in answers)
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return not handle.open
