@@ -74,6 +74,14 @@ class Driver(ABC):
         """
         return False
 
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        """Return whether the server lets the session write; it has ``timeout`` seconds to say so.
+
+        A handle of which that is not known may be in the middle of the protocol: it must not be
+        used again.
+        """
+        return True
+
     def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
         """Let a connect with the parameters take so long at most, where the user set no limit."""
         parameters.setdefault("connect_timeout", seconds)
@@ -105,6 +113,13 @@ class Vendor:
     def driver_problem(self) -> str | None:
         """Return what is wrong with the driver that Django has loaded, as a full sentence."""
         return None
+
+    address_options: tuple[str, ...] = ()  # the keys in OPTIONS that say where the server is
+
+    def address_in(self, settings: Mapping[str, Any]) -> tuple[object, ...]:
+        """Return what tells one server from another in settings of DATABASES."""
+        options = settings["OPTIONS"]
+        return (settings["HOST"], settings["PORT"], *map(options.get, self.address_options))
 
     session_rules: RuleSet
 
