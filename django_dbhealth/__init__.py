@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from .diagnosis import classify
     from .faults import Fault, Kind, Outcome
     from .management.base import LongRunningCommand
+    from .registry import OpenConnection, open_connections
 
 __all__ = [
     "Fault",
     "Kind",
     "LongRunningCommand",
+    "OpenConnection",
     "Outcome",
     "aclose_old_connections",
     "classify",
     "close_old_connections",
     "connection_boundary",
     "connections_released",
+    "open_connections",
 ]
 
 _MODULES = {
@@ -38,6 +41,8 @@ _MODULES = {
     "Outcome": ".faults",
     "classify": ".diagnosis",
     "LongRunningCommand": ".management.base",
+    "OpenConnection": ".registry",
+    "open_connections": ".registry",
     "aclose_old_connections": ".boundaries",
     "close_old_connections": ".boundaries",
     "connection_boundary": ".boundaries",

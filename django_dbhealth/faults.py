@@ -132,6 +132,11 @@ class Circumstances:
     connecting: bool
     in_transaction: bool  # in which something had run
     several: bool = False  # executemany(), callproc(), several statements in one text
+    lost: bool = False  # the driver has given the connection up
+    why_not_healed: str = ""  # should it be lost
+    idle_seconds: float = 0.0  # from the last sign of life to the error
+    ran_seconds: float = 0.0  # of these the statement's own, where that is known
+    tried_seconds: float = 0.0  # to connect
 
 
 def circumstances_of(error: BaseException) -> Circumstances | None:

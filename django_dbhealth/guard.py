@@ -12,15 +12,17 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .closing import close, find_liveness
-from .conf import get_config
-from .faults import Circumstances
+from .conf import config_for
+from .faults import Circumstances, Kind
 from .liveness import Liveness
+from .notes import note_fault
 from .signals import connection_healed, connection_lost
 
 if TYPE_CHECKING:
     from django.db import Error
     from django.dispatch import Signal
 
+    from .conf import Config
     from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.guard")
@@ -38,10 +40,10 @@ BLOCK = (
 # Before use
 
 
-def before_use(connection: Any, watch: Watch) -> None:
+def before_use(connection: Any, watch: Watch, now: float) -> None:
     """Heal the connection if it is lost and nothing would be lost with it.
 
-    For a healthy one this is a look at some flags, at the clock, and at the socket.
+    For a healthy one this is a look at some flags and at the socket.
     """
     if (
         connection.connection is None
@@ -50,15 +52,15 @@ def before_use(connection: Any, watch: Watch) -> None:
         or connection._thread_ident != _thread.get_ident()
     ):
         return
-    now = monotonic()
+    config = config_for(connection.alias)
     if (
         watch.in_doubt
         or watch.lost
         or connection.errors_occurred
-        or now - watch.last_used > get_config().for_alias(connection.alias).ping_after
+        or now - watch.last_used > config.ping_after
         or (watch.poll or watch.make_poll())(0)
     ):
-        _heal_if_lost(connection, watch, now)
+        _heal_if_lost(connection, watch, config, now)
 
 
 def health_check_is_due(connection: Any) -> bool:
@@ -66,11 +68,11 @@ def health_check_is_due(connection: Any) -> bool:
     return bool(connection.health_check_enabled and not connection.health_check_done)
 
 
-def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
+def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -> None:
     if not _is_replaceable(connection, watch):
         return
     state = watch.session_state()
-    on_loss = get_config().for_alias(connection.alias).on_session_state_loss if state else "ignore"
+    on_loss = config.on_session_state_loss if state else "ignore"
     # Where Django itself would replace it, it is replaced whatever it carries.
     must_tell = on_loss == "raise" and not health_check_is_due(connection)
     if must_tell and not watch.interrupted:
@@ -79,7 +81,7 @@ def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
     if find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
         return
     now = monotonic()
-    reason = _reason(connection.alias, watch, was_known, now - began)
+    reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)
     loss = Loss(connection, reason=reason, idle_seconds=began - watch.last_used)
     try:
         if not must_tell:
@@ -154,31 +156,53 @@ def _replace_in_block(connection: Any, watch: Watch) -> None:
 
 
 def note_failure(connection: Any, watch: Watch, error: Error) -> None:
-    """Note whether the connection is lost with this error, and tell what was lost with it."""
+    """Note what has happened with this error, on it and for the connection's next use."""
+    connecting = watch.connecting or connection.connection is None
+    was_known, state = watch.lost, watch.session_state()
+    if not connecting and not watch.committed:
+        watch.lost = was_known or watch.driver.has_given_up(connection.connection, error)
     error.dbhealth_circumstances = Circumstances(  # type: ignore[attr-defined]
         alias=connection.alias,
-        connecting=watch.connecting or connection.connection is None,
-        in_transaction=connection.in_atomic_block or not connection.autocommit,
+        connecting=connecting,
+        in_transaction=watch.is_in_transaction(),
+        lost=watch.lost and not connecting,
+        why_not_healed=_why_not_healed(connection, state),
+        idle_seconds=watch.idle_seconds(),
+        tried_seconds=watch.tried_seconds,
     )
-    if watch.connecting or watch.committed or connection.connection is None:
+    fault = note_fault(connection, watch, error)
+    if connecting or watch.committed:
         return
-    was_known = watch.lost
-    watch.lost = was_known or watch.driver.has_given_up(connection.connection, error)
+    watch.refused_write |= fault is not None and fault.kind is Kind.READ_ONLY
     if not watch.lost:
         return
-    state = watch.session_state()
-    if not connection.autocommit and not connection.in_atomic_block:
-        state = (*state, "what was not committed")
-    if state:
-        error.add_note(
-            f"The session of the connection {connection.alias!r} is lost, and with it: "
-            f"{', '.join(state)}. The next use gets a new session without."
-        )
-        watch.forget_session_state()
+    watch.forget_session_state()
     if not was_known:
+        if not connection.autocommit and not connection.in_atomic_block:
+            state = (*state, "what was not committed")
         loss = Loss(connection, reason="a statement failed", idle_seconds=watch.idle_seconds())
         loss.log_unhealed(state)
         loss.send(connection_lost, duration=0.0)
+
+
+def _why_not_healed(connection: Any, state: tuple[str, ...]) -> str:
+    reasons = []
+    if connection.allow_thread_sharing:
+        reasons.append("it is shared between threads")
+    if any(block._from_testcase for block in connection.atomic_blocks):
+        reasons.append("it is in the transaction of a TestCase")
+    elif connection.in_atomic_block:
+        reasons.append("it was in a transaction")
+    elif not connection.autocommit:
+        reasons.append(
+            "autocommit is off, and what was not committed is lost (close the connection, or turn "
+            "autocommit on, before its next use)"
+        )
+    if state:
+        reasons.append(
+            f"lost with its session: {', '.join(state)} (the next use has a new session without)"
+        )
+    return "; ".join(reasons) or "the guard had looked before, and no statement is sent twice"
 
 
 class Loss:
@@ -190,6 +214,8 @@ class Loss:
         self._idle_seconds = idle_seconds
 
     def send(self, signal: Signal, *, duration: float) -> None:
+        if not signal.receivers:
+            return
         signal.send_robust(
             sender=type(self._connection),
             alias=self._connection.alias,
@@ -228,11 +254,11 @@ class Loss:
         )
 
 
-def _reason(alias: str, watch: Watch, was_known: bool, duration: float) -> str:
+def _reason(watch: Watch, was_known: bool, *, waited_in_vain: bool) -> str:
     if watch.interrupted:
         return "interrupted in a statement"
+    if watch.refused_write:
+        return "the server is read-only"
     if was_known:
         return "a statement failed"
-    if duration >= get_config().for_alias(alias).ping_timeout:
-        return "no answer to a probe"
-    return "closed by the server"
+    return "no answer to a probe" if waited_in_vain else "closed by the server"

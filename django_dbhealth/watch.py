@@ -7,17 +7,19 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from .conf import config_for
 from .session_state import SessionState
 from .vendors import driver_of, vendor_named
-from .vendors.base import poller
+from .vendors.base import HUNG_UP, poller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-    from .vendors.base import Driver, Vendor
+    from .registry import Opening
+    from .vendors.base import Driver, Poll, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
 
@@ -26,6 +28,7 @@ class Watch:
     """What is known of one connection since it was opened."""
 
     __slots__ = (
+        "__weakref__",
         "_connection",
         "_references",
         "bounded",
@@ -40,9 +43,12 @@ class Watch:
         "interrupted",
         "last_used",
         "lost",
+        "opening",
         "poll",
+        "refused_write",
         "savepoints",
         "session",
+        "tried_seconds",
         "used",
         "vendor",
     )
@@ -56,6 +62,8 @@ class Watch:
         self.driver: Driver = driver
         self.session = SessionState(vendor.session_rules)
         self.connecting = False
+        self.tried_seconds = 0.0  # to connect, until the last refusal
+        self.opening: Opening | None = None  # when, where and by whom it was opened
         self.generation = 0  # of the handle: a cursor of an older one is stale,
         self.healed_since = 0  # and follows to the new one, if it is not older than this
         self.lost = False
@@ -63,7 +71,7 @@ class Watch:
 
     def reset(self) -> None:
         """Begin anew, for a connection that was opened just now."""
-        self.poll: Callable[[float], object] | None = None  # made when it is needed
+        self.poll: Poll | None = None  # made when it is needed
         self.generation += 1
         if not self.lost:  # what was before is gone because the program wanted it so
             self.healed_since = self.generation
@@ -72,30 +80,57 @@ class Watch:
         self.bounded = False  # a connect is ours, and must not hang where the user's own would
         self.in_doubt = False  # an error passed since it was last known to be alive
         self.interrupted = False  # in a statement, by an exception that is not the database's
+        self.refused_write = False  # a statement, by a server that may be read-only
         self.lost = False  # known, so that nothing needs to be asked
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
-        self.transaction_began()
+        self._nothing_has_run()
         self.last_used = monotonic()
         self._references = self._count_references()
 
     def transaction_began(self) -> None:
         """Note that from here on nothing has run, of a transaction that begins or has ended."""
         self.session.transaction_began()
+        self._nothing_has_run()
+
+    def _nothing_has_run(self) -> None:
         self.used = False
         self.savepoints: list[str] = []  # sent, while nothing else was
+
+    def connection(self) -> BaseDatabaseWrapper | None:
+        """Return the connection, None where nobody uses it any more."""
+        return self._connection()
+
+    def is_in_transaction(self) -> bool:
+        """Return whether a transaction is open, or autocommit is off."""
+        connection = self._connection()
+        return connection is not None and (
+            connection.in_atomic_block or not connection.autocommit or self.session.in_transaction
+        )
+
+    def idle_limit(self) -> float | None:
+        """Return after how many idle seconds the server drops it, None where nobody knows."""
+        connection = self._connection()
+        limit = config_for(connection.alias).server_idle_timeout if connection else None
+        return self.vendor.default_idle_timeout if limit is None else limit
 
     def idle_seconds(self) -> float:
         """Return the seconds since the last sign of life: a statement that came back, a probe."""
         return monotonic() - self.last_used
 
-    def make_poll(self) -> Callable[[float], object]:
+    def make_poll(self) -> Poll:
         """Return what looks at the socket: one poll object for the life of the handle."""
         connection = self._connection()
         handle = connection.connection if connection is not None else None
         descriptor = self.driver.descriptor(handle) if handle is not None else None
-        self.poll = _says_yes if descriptor is None else poller(descriptor)
+        self.poll = _says_closed if descriptor is None else poller(descriptor)
         return self.poll
+
+    def has_hung_up(self) -> bool:
+        """Return whether the other side has closed the socket."""
+        look = self.poll or self.make_poll()
+        seen = look(0)  # one socket
+        return bool(seen and seen[0][1] & HUNG_UP)
 
     def is_reading(self) -> bool:
         """Return whether rows of an unbuffered result are still to come."""
@@ -135,8 +170,8 @@ class Watch:
         self.cursors = ()
 
 
-def _says_yes(_timeout: float) -> bool:
-    return True  # for a handle that was closed
+def _says_closed(_timeout: float) -> list[tuple[int, int]]:
+    return [(-1, HUNG_UP)]
 
 
 def _name(cursor: CursorWrapper) -> str | None:

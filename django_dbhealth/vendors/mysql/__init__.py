@@ -35,6 +35,7 @@ class MySQL(Vendor):
     default_idle_timeout = 300
     refuses_unknown_options = True
     session_option = "init_command"
+    address_options = ("host", "port", "unix_socket", "read_default_file")
 
     def idle_timeout_in(self, session_option: str) -> float | None:
         found = [

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django_dbhealth.faults import Kind
-from django_dbhealth.vendors.base import Driver, Liveness, hang_up, has_hung_up, readable
+from django_dbhealth.vendors.base import Driver, Liveness, hang_up, readable
 
 from .faults import CLIENT_CODES, fault_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+# MySQL's super_read_only sets the first too; a reader of Aurora has only the second. MariaDB 12 has
+# several words for yes.
+QUESTION = "SELECT @@read_only, @@innodb_read_only"
+NO = (0, "0", b"0", "OFF", b"OFF")
 
 
 class MySQLClient(Driver):
@@ -30,8 +35,6 @@ class MySQLClient(Driver):
         descriptor = None
         try:
             descriptor = handle.fileno()
-            if has_hung_up(descriptor):  # most losses: told for a tenth of what asking costs
-                return Liveness.LOST
             handle.send_query(b"DO 1")
             if not readable(descriptor, timeout):
                 hang_up(descriptor)
@@ -50,6 +53,19 @@ class MySQLClient(Driver):
             raise
         return Liveness.ALIVE
 
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        try:
+            descriptor = handle.fileno()
+            handle.send_query(QUESTION.encode())
+            if not readable(descriptor, timeout):
+                hang_up(descriptor)
+                return False
+            handle.read_query_result()
+            (answers,) = handle.store_result().fetch_row()
+        except handle.Error:
+            return False
+        return all(answer in NO for answer in answers)
+
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         # The library's own errors. What the server says before it hangs up (4031, 1927, 1053)
         # leaves the socket open; the next statement then says 2006.
@@ -63,9 +79,14 @@ class MySQLClient(Driver):
         # cursor and result hold the handle.
         return new_references >= 2 and handle.field_count() > 0 and handle.affected_rows() == -1
 
-    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+    def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        # The driver would turn autocommit off, and Django on again: two round trips for nothing.
+        # Left as it is, Django turns it on where the status of SET NAMES, which the driver sends
+        # at each connect, says that it is off (a server's init_connect). PyMySQL does not look
+        # at that status.
+        parameters.setdefault("autocommit", None)
         if "read_default_file" not in parameters:  # it may have a connect-timeout of its own
-            super().bound_connect(parameters, seconds)
+            super().hasten_connect(parameters, seconds)
 
 
 def _is_alive(error: Exception) -> bool:
@@ -99,11 +120,24 @@ class PyMySQL(Driver):
             handle._read_timeout = read_timeout
         return Liveness.ALIVE
 
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        read_timeout = handle._read_timeout
+        handle._read_timeout = timeout
+        try:
+            with handle.cursor() as cursor:
+                cursor.execute(QUESTION)
+                answers = cursor.fetchone()
+        except (handle.Error, OSError):
+            return False
+        finally:
+            handle._read_timeout = read_timeout
+        return all(answer in NO for answer in answers)
+
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return not handle.open
 
-    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
-        super().bound_connect(parameters, seconds)
+    def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        super().hasten_connect(parameters, seconds)
         # Its connect_timeout ends when the socket is connected, before the server's first word.
         parameters.setdefault("read_timeout", seconds)
 

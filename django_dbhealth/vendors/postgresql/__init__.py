@@ -34,6 +34,7 @@ class PostgreSQL(Vendor):
     has_pool = True
     refuses_unknown_options = True
     session_option = "options"
+    address_options = ("host", "hostaddr", "port", "service")
 
     def idle_timeout_in(self, session_option: str) -> float | None:
         found = _IDLE_SESSION_TIMEOUT.findall(session_option)

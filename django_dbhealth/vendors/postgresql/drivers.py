@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 IDLE, UNKNOWN = 0, 4
 IN_TRANSACTION = (2, 3)  # whole, or failed
 
+# A standby, or a server whose sessions are all read-only by its settings (manual: hot standby).
+QUESTION = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
+
 
 class _Psycopg(Driver):
     """What both have of libpq."""
@@ -24,9 +27,9 @@ class _Psycopg(Driver):
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return bool(handle.closed)
 
-    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+    def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
         if "PGCONNECT_TIMEOUT" not in os.environ and "service" not in parameters:
-            super().bound_connect(parameters, seconds)
+            super().hasten_connect(parameters, seconds)
 
 
 class Psycopg(_Psycopg):
@@ -35,6 +38,9 @@ class Psycopg(_Psycopg):
     def descriptor(self, handle: Any) -> int | None:
         return None if handle.closed else int(handle.pgconn.socket)
 
+    def end(self, handle: Any) -> None:
+        handle.pgconn.finish()
+
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
         if not handle.closed and handle.pgconn.transaction_status in IN_TRANSACTION:
             return Liveness.IN_TRANSACTION
@@ -42,6 +48,7 @@ class Psycopg(_Psycopg):
 
     def ask(self, handle: Any, *, timeout: float) -> Liveness:
         from psycopg import Error
+        from psycopg.pq import ExecStatus
 
         pgconn = handle.pgconn
         if handle.closed or pgconn.transaction_status == UNKNOWN:
@@ -52,24 +59,42 @@ class Psycopg(_Psycopg):
             return Liveness.BUSY
         liveness = Liveness.LOST
         try:
-            liveness = _ask_libpq(pgconn, time.monotonic() + timeout)
+            results = _results_of(pgconn, b"", time.monotonic() + timeout)
+            # Another one is the server's farewell; libpq then reads the end as well.
+            if results and all(each.status == ExecStatus.EMPTY_QUERY for each in results):
+                liveness = Liveness.ALIVE
         except Error:
             pass
         finally:
             if liveness is Liveness.LOST:  # also when a signal handler's exception came
-                pgconn.finish()
+                self.end(handle)
         return liveness
+
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        from psycopg import Error
+
+        takes = False
+        try:
+            results = _results_of(handle.pgconn, QUESTION.encode(), time.monotonic() + timeout)
+            takes = bool(results and results[0].get_value(0, 0) == b"f")
+        except Error:
+            pass
+        finally:
+            if not takes:  # else a pool would hand it out again
+                handle.pgconn.finish()
+        return takes
 
     def has_begun(self, handle: Any) -> bool:
         return handle.pgconn.transaction_status in IN_TRANSACTION
 
 
-def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
-    """Send an empty query and await its answer. Notifications go where psycopg keeps them."""
-    from psycopg.pq import ExecStatus
+def _results_of(pgconn: Any, query: bytes, deadline: float) -> list[Any] | None:
+    """Run a query; None for one that was not answered in time.
 
-    answer = Liveness.ALIVE
-    pgconn.send_query(b"")
+    Notifications go where psycopg keeps them.
+    """
+    results: list[Any] = []
+    pgconn.send_query(query)
     pgconn.flush()
     while True:
         pgconn.consume_input()
@@ -78,11 +103,10 @@ def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
         while not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:
-                return answer
-            if result.status != ExecStatus.EMPTY_QUERY:
-                answer = Liveness.LOST  # the server's farewell; libpq then reads the end as well
+                return results
+            results.append(result)
         if not readable(pgconn.socket, max(0.0, deadline - time.monotonic())):
-            return Liveness.LOST
+            return None
 
 
 class Psycopg2(_Psycopg):
@@ -109,6 +133,14 @@ class Psycopg2(_Psycopg):
         except RuntimeError:  # no thread can be started, and so no bound set
             return Liveness.BUSY
         return Liveness.ALIVE
+
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        try:
+            with _hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
+                cursor.execute(QUESTION)
+                return bool(cursor.fetchone() == (False,))
+        except (handle.Error, RuntimeError):
+            return False
 
     def has_begun(self, handle: Any) -> bool:
         return handle.get_transaction_status() in IN_TRANSACTION
