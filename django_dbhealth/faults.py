@@ -50,14 +50,15 @@ class Fault:
 
     ``code`` is the server's or the driver's number, or an SQLSTATE; None where there is none.
     ``name`` is the code's name in its vendor's manual, or else words of the message.
-    ``variant`` tells the meanings of one code apart. ``source`` says what proves it: a
-    measurement, or only the manual.
+    ``variant`` tells the meanings of one code apart. ``messages`` is how the error reads, as far
+    as that is always the same. ``source`` says what proves it: a measurement, or only the manual.
     """
 
     kind: Kind
     code: int | str | None = None
     name: str
     variant: str = ""
+    messages: tuple[str, ...] = ()
     outcome: Outcome
     connection_usable: bool
     meaning: str
@@ -73,7 +74,7 @@ class Fault:
         return self.outcome is not Outcome.UNKNOWN and self.kind in _WORTH_RETRYING
 
     @property
-    def label(self) -> str:
+    def title(self) -> str:
         """The code, its name, and which of its meanings this is."""
         words = self.name if self.code is None else f"{self.code} {self.name}"
         return f"{words}, {self.variant}" if self.variant else words

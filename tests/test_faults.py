@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import gettext
 import importlib
+import re
 import signal
 import threading
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psycopg
 import pytest
 from django.db import connections
 from psycopg_pool import ConnectionPool
@@ -17,11 +22,13 @@ from django_dbhealth import Kind, Outcome, classify
 from django_dbhealth.vendors import VENDORS
 from tests.conftest import register, unregister
 from tests.faults import FIRST, SECOND, SLOWLY, Bench, Case, cells, happens
+from tests.servers import PostgreSQLServer
 from tests.servers.base import PASSWORD, USER, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from django_dbhealth import Fault
     from tests.faults import Driver, Happening
 
 NOT_EXECUTED, ROLLED_BACK, UNKNOWN = Outcome.NOT_EXECUTED, Outcome.ROLLED_BACK, Outcome.UNKNOWN
@@ -846,3 +853,93 @@ def test_every_row_is_produced_or_not_claimed() -> None:
         for happening, driver, guarded in CELLS
     }
     assert produced == PRODUCIBLE == set(MEANINGS)
+
+
+# The tables
+
+
+def test_anchors_are_unique() -> None:
+    """Each fault has a place of its own in the docs."""
+    faults = {known.fault for vendor in VENDORS.values() for known in vendor.faults}
+    assert len({fault.anchor for fault in faults}) == len(faults) == len(ROWS)
+
+
+@pytest.mark.parametrize("fault", ROWS.values(), ids=ROWS)
+def test_wording(fault: Fault) -> None:
+    """One sentence says what it means, one or two say what to do, and what proves it is named."""
+    for text, most in ((fault.meaning, 2), (fault.advice, 3)):
+        assert text == text.strip()
+        assert text[0].isupper()
+        assert text[-1] in ".)"
+        assert 1 <= len(re.findall(r"[.?)](?: |$)", text)) <= most, text
+    proof = r"(measured|measured elsewhere|measured by hand|manual|source code): \S"
+    assert re.match(proof, fault.source)
+    assert repr(fault).isascii()  # whatever a terminal can show
+
+
+# PostgreSQL's languages
+
+
+TRANSLATIONS = sorted(Path("/usr/share/locale").glob("*/LC_MESSAGES/postgres-15.mo"))
+SENTENCES = {
+    "sorry, too many clients already": Kind.NO_FREE_SLOT,
+    "remaining connection slots are reserved for non-replication superuser connections": (
+        Kind.NO_FREE_SLOT
+    ),
+    'too many connections for role "%s"': Kind.NO_FREE_SLOT,
+    'too many connections for database "%s"': Kind.NO_FREE_SLOT,
+    "the database system is starting up": Kind.UNREACHABLE,
+    "the database system is shutting down": Kind.UNREACHABLE,
+    "the database system is in recovery mode": Kind.UNREACHABLE,
+    "the database system is not yet accepting connections": Kind.UNREACHABLE,
+    "the database system is not accepting connections": Kind.UNREACHABLE,
+    'role "%s" does not exist': None,
+    'database "%s" does not exist': None,
+    'password authentication failed for user "%s"': None,
+    "terminating connection due to administrator command": None,
+}
+LATIN = ("de", "es", "fr", "it", "sv")
+
+
+@pytest.mark.skipif(not TRANSLATIONS, reason="PostgreSQL's translations are not installed.")
+def test_languages() -> None:
+    """A refusal is told in every language of the server's; nothing else is taken for one."""
+    for file in TRANSLATIONS:
+        with file.open("rb") as opened:
+            translate = gettext.GNUTranslations(opened).gettext
+        for sentence, kind in SENTENCES.items():
+            told = translate(sentence)
+            texts = [told]
+            if file.parts[-3] in LATIN:  # as a server with LC_CTYPE=C says it
+                texts.append(told.encode("ascii", "replace").decode())
+            for text in texts if told != sentence else ():
+                fault = classify(psycopg.OperationalError(f"connection failed: FATAL:  {text}"))
+                assert (fault and fault.kind) is kind, text
+
+
+@pytest.mark.parametrize("ctype", ["C", "C.UTF-8"])
+def test_german_server(ctype: str) -> None:
+    """The real thing, with its letters and without."""
+
+    class GermanServer(PostgreSQLServer):
+        def _command(self) -> list[str]:
+            return ["env", f"LC_CTYPE={ctype}", "LANGUAGE=de", *super()._command()]
+
+    with GermanServer(lc_messages="C.UTF-8", max_connections=5) as server, ExitStack() as stack:
+        account = {"user": USER, "password": PASSWORD, "dbname": "test"}
+        connect = functools.partial(psycopg.connect, host=server.host, port=server.port, **account)
+
+        def refusal() -> Exception:
+            return error_of(lambda: [stack.enter_context(connect()) for _ in range(6)])
+
+        error = refusal()
+        if "remaining" in str(error):
+            pytest.skip("This system's C.UTF-8 has no translations.")
+        assert "verbleibenden Verbindungen" in str(error)
+        assert classify(error) == ROWS["remaining-connection-slots-are-reserved"]
+        stack.close()
+        server.grant_limit(USER, 1)
+        server.wait_for_sessions(0)
+        error = refusal()
+        assert "zu viele Verbindungen" in str(error)
+        assert classify(error) == ROWS["too-many-connections-for"]

@@ -93,7 +93,8 @@ class Driver(ABC):
 class Vendor:
     """One kind of database server. The attributes' values here are those of an unknown one."""
 
-    name: str
+    name: str  # Django's
+    title: str  # in words
     drivers: ClassVar[Mapping[str, Driver]]  # by the name of the driver's module
     default_idle_timeout: float | None = None  # seconds, where nothing else is known
     has_server: bool = True
