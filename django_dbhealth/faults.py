@@ -133,6 +133,7 @@ class Circumstances:
     connecting: bool
     in_transaction: bool  # in which something had run
     several: bool = False  # executemany(), callproc(), several statements in one text
+    committing: bool = False
     lost: bool = False  # the driver has given the connection up
     why_not_healed: str = ""  # should it be lost
     idle_seconds: float = 0.0  # from the last sign of life to the error

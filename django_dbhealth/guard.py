@@ -165,8 +165,9 @@ def note_failure(connection: Any, watch: Watch, error: Error) -> None:
         alias=connection.alias,
         connecting=connecting,
         in_transaction=watch.is_in_transaction(),
+        committing=watch.committing,
         lost=watch.lost and not connecting,
-        why_not_healed=_why_not_healed(connection, state),
+        why_not_healed=_why_not_healed(connection, watch, state),
         idle_seconds=watch.idle_seconds(),
         tried_seconds=watch.tried_seconds,
     )
@@ -185,13 +186,13 @@ def note_failure(connection: Any, watch: Watch, error: Error) -> None:
         loss.send(connection_lost, duration=0.0)
 
 
-def _why_not_healed(connection: Any, state: tuple[str, ...]) -> str:
+def _why_not_healed(connection: Any, watch: Watch, state: tuple[str, ...]) -> str:
     reasons = []
     if connection.allow_thread_sharing:
         reasons.append("it is shared between threads")
     if any(block._from_testcase for block in connection.atomic_blocks):
         reasons.append("it is in the transaction of a TestCase")
-    elif connection.in_atomic_block:
+    elif connection.in_atomic_block or watch.committing:
         reasons.append("it was in a transaction")
     elif not connection.autocommit:
         reasons.append(

@@ -138,7 +138,9 @@ def _outcome(fault: Fault | None, circumstances: Circumstances) -> str:
         return "Its transaction is rolled back: nothing of it stays."
     if circumstances.several:
         return "It was several statements: any of them may have run."
-    return "Whether the statement ran (if it was COMMIT: whether the transaction stays) is unknown."
+    if circumstances.committing:
+        return "Whether the transaction was committed is unknown."
+    return "Whether the statement ran is unknown."
 
 
 def _what_comes_next(state: Sequence[str]) -> str:

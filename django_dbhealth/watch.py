@@ -34,6 +34,7 @@ class Watch:
         "bounded",
         "closed",
         "committed",
+        "committing",
         "connecting",
         "cursors",
         "driver",
@@ -82,6 +83,7 @@ class Watch:
         self.interrupted = False  # in a statement, by an exception that is not the database's
         self.refused_write = False  # a statement, by a server that may be read-only
         self.lost = False  # known, so that nothing needs to be asked
+        self.committing = False
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
         self._nothing_has_run()

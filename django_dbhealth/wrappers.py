@@ -191,7 +191,12 @@ class WatchedConnection(Base):  # type: ignore[misc]
             watch.savepoints.append(sid)
 
     def _commit(self) -> None:
-        super()._commit()
+        watch = self.dbhealth_watch
+        watch.committing = True
+        try:
+            super()._commit()
+        finally:
+            watch.committing = False
         self._transaction_ended()
 
     def _rollback(self) -> None:

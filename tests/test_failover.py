@@ -178,22 +178,6 @@ def test_failover_that_is_not_over(pair: Pair) -> None:
     assert pair.rows(pair.new) == ["after"]
 
 
-def test_server_that_hangs_instead(pair: Pair, settings: Any) -> None:
-    """The question has PING_TIMEOUT seconds; without an answer the connection is lost."""
-    settings.DBHEALTH = {"PING_TIMEOUT": 0.5}
-    create("before")
-    pair.fail_over()
-    with pytest.raises(Error):
-        create("refused")
-    pair.proxy.swallow()
-    pair.proxy.lead_to(pair.new.host, pair.new.port)
-    connection: Any = connections["database"]
-    assert not connection.dbhealth_watch.driver.takes_writes(connection.connection, timeout=0.2)
-    pair.proxy.pass_through()
-    create("after")
-    assert pair.rows(pair.new) == ["after"]
-
-
 # What looks alike
 
 
