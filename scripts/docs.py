@@ -37,7 +37,7 @@ FAULTS = f"""\
 
 What the errors of MySQL, MariaDB, PostgreSQL and their drivers mean, whether the statement ran, and
 what to do. A [note](errors.md#the-note) on an error names its place here; a program asks
-[`classify()`](retrying.md#classify-exc-using-none). The same in a terminal, for which no database is needed:
+[`classify()`](retrying.md#classify-exc-using-none). The same in a terminal, without any database:
 
 ```console
 $ python manage.py dbhealth explain 2006
@@ -263,14 +263,12 @@ def own_lines(told: str) -> str:
     end = list(FRAME.finditer(told))[-1].end()
     lines = "".join(without_marks(frame[0]) for frame in frames)
     lines = re.sub(r'File ".*?prices\.py"', 'File "/srv/shop/prices.py"', lines)
-    rest = re.sub(r"\S*/prices\.py", "/srv/shop/prices.py", told[end:])
+    rest = re.sub(r"\S*prices\.py", "/srv/shop/prices.py", told[end:])
     return f"Traceback (most recent call last):\n{lines}{rest}".rstrip()
 
 
 def without_marks(frame: str) -> str:
-    return "".join(
-        line for line in frame.splitlines(keepends=True) if line.strip(" ~^\n")
-    )
+    return "".join(line for line in frame.splitlines(keepends=True) if line.strip(" ~^\n"))
 
 
 def tracebacks(servers: dict[str, Server]) -> Iterator[str]:
