@@ -419,7 +419,7 @@ def two_threads(case: Case) -> None:
 def lock_wait(case: Case) -> None:
     case.bench.execute("INSERT INTO happened (name) VALUES ('locked')")
     holder, client = case.connect(), case.connect()
-    client.execute("SET innodb_lock_wait_timeout = 1")
+    client.execute("SET innodb_lock_wait_timeout = 0")
     with rolled_back(holder):
         holder.execute("SELECT * FROM happened FOR UPDATE")
         client.execute("UPDATE happened SET name = 'second'")
@@ -451,6 +451,8 @@ def deadlock_of(case: Case) -> None:
             pass
         except Exception as error:
             errors.append(error)
+        finally:
+            client.close()  # Django's belong to their threads
 
     barrier = threading.Barrier(2)
     threads = [threading.Thread(target=lock, args=(*pair, barrier)) for pair in ((1, 2), (2, 1))]
@@ -806,7 +808,7 @@ MARIADB = {"max_user_connections": 50, "max_connections": 50, "max_allowed_packe
 def benches() -> Iterator[dict[str, Bench]]:
     benches = {
         "mariadb": Bench("mariadb", **MARIADB),
-        "postgresql": Bench("postgresql", max_connections=10),
+        "postgresql": Bench("postgresql", max_connections=10, deadlock_timeout="50ms"),
     }
     yield benches
     for bench in benches.values():
