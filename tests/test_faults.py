@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gettext
 import importlib
+import os
 import re
 import signal
 import threading
@@ -21,7 +22,7 @@ from psycopg_pool import ConnectionPool
 from django_dbhealth import Kind, Outcome, classify
 from django_dbhealth.vendors import VENDORS
 from tests.conftest import register, unregister
-from tests.faults import FIRST, SECOND, SLOWLY, Bench, Case, cells, happens
+from tests.faults import DRIVERS, FIRST, SECOND, SLOWLY, Bench, Case, cells, happens
 from tests.servers import PostgreSQLServer
 from tests.servers.base import PASSWORD, USER, wait_for
 
@@ -359,6 +360,31 @@ def full_server(case: Case) -> None:
     case.stack.callback(case.bench.server.set, max_connections=50)
     for _ in range(11):
         case.connect()
+
+
+# Too slow
+
+
+@happens(mysqlclient="2013")  # PyMySQL's LOAD DATA ends in an AttributeError of its own
+def sent_too_slowly(case: Case) -> None:
+    """net_read_timeout: the server waits for a file, which comes from a pipe that says nothing."""
+    client = case.connect(local_infile=1)
+    client.execute("SET net_read_timeout = 1, net_retry_count = 1")
+    session = client.session_id()
+    pipe = case.bench.server.directory / f"pipe{session}"
+    os.mkfifo(pipe)
+
+    def write_too_late() -> None:
+        with pipe.open("w") as opened:
+            case.bench.server.wait_until_gone(session)
+            opened.write(SECOND + "\n")
+
+    writer = threading.Thread(target=write_too_late)
+    writer.start()
+    try:
+        client.execute(f"LOAD DATA LOCAL INFILE '{pipe}' INTO TABLE happened (name)")
+    finally:
+        writer.join()
 
 
 # Too large, and busy
@@ -846,6 +872,22 @@ def test_real_error(cell: tuple[Happening, Driver, bool], benches: dict[str, Ben
         assert not [row for row in rows if row.startswith(SECOND)]
     if fault.outcome is ROLLED_BACK:
         assert FIRST not in rows
+
+
+@pytest.mark.parametrize("name", ["mysqlclient", "PyMySQL"])
+def test_some_of_several(name: str, benches: dict[str, Bench]) -> None:
+    """One of executemany()'s statements ran before the quota was spent: the outcome is unknown."""
+    bench = benches["mariadb"]
+    bench.reset()
+    case = Case(bench, DRIVERS[name], guarded=True)
+    with case.stack:
+        limit(case, "MAX_UPDATES_PER_HOUR 1")
+        client = case.connect(user="clerk", password="x")
+        sql = "INSERT happened SET name = %s"  # "VALUES" would make one statement of both
+        error = error_of(lambda: client.cursor().executemany(sql, [[FIRST], [SECOND]]))
+        fault = classify(error)
+    assert fault == replace(ROWS["1226-statements-per-hour"], outcome=UNKNOWN)
+    assert bench.rows() == [FIRST]
 
 
 def test_every_row_is_produced_or_not_claimed() -> None:
