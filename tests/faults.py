@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import Error, connections, transaction
 
 from tests.conftest import KINDS, forget, register
-from tests.servers import Proxy
+from tests.servers import PgBouncer, Proxy
 from tests.servers.base import PASSWORD, USER, wait_for
 
 if TYPE_CHECKING:
@@ -113,7 +113,12 @@ class Case:
     driver: Driver
     guarded: bool
     stack: ExitStack = field(default_factory=ExitStack)
+    pgbouncer: PgBouncer | None = None
     _aliases: int = 0
+
+    def start_pgbouncer(self, **settings: Any) -> None:
+        """Have a PgBouncer, which is then reached by the transport "pgbouncer"."""
+        self.pgbouncer = self.stack.enter_context(PgBouncer(self.bench.server, **settings))
 
     def connect(self, transport: str = "tcp", **options: Any) -> Client:
         kind = GuardedClient if self.guarded else BareClient
@@ -150,11 +155,11 @@ class Client:
         return self.case.driver.kind
 
     def address(self, transport: str) -> dict[str, Any]:
-        server = self.case.bench.server
-        port = self.case.bench.proxy.port if transport == "proxy" else server.port
+        bench = self.case.bench
         if transport == "socket":
-            return server._address("socket")
-        return {"HOST": "127.0.0.1", "PORT": str(port)}
+            return bench.server._address("socket")
+        before = {"proxy": bench.proxy, "pgbouncer": self.case.pgbouncer}.get(transport)
+        return {"HOST": "127.0.0.1", "PORT": str((before or bench.server).port)}
 
     def open(self, address: dict[str, Any], options: dict[str, Any]) -> None:
         raise NotImplementedError

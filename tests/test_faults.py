@@ -107,6 +107,8 @@ MEANINGS = {
     "another-command-is-already-in-progress": Meaning(Kind.BUSY, None, NOT_EXECUTED, True, False),
     "57p01": Meaning(LOST, "57P01", UNKNOWN, False, False),
     "57p05": Meaning(LOST, "57P05", NOT_EXECUTED, False, True),
+    "08p01-pgbouncer": Meaning(LOST, "08P01", UNKNOWN, False, False),
+    "no-more-connections-allowed-pgbouncer": Meaning(FULL, None, NOT_EXECUTED, False, True),
     "25p03": Meaning(LOST, "25P03", ROLLED_BACK, False, True),
     "25p02": Meaning(Kind.BUSY, "25P02", NOT_EXECUTED, True, False),
     "57014": Meaning(Kind.TIMED_OUT, "57014", NOT_EXECUTED, True, True),
@@ -723,6 +725,24 @@ def pool_exhausted(case: Case) -> None:
     pool = ConnectionPool(kwargs=address | account, min_size=1, max_size=1, open=True)
     with pool, pool.connection(), pool.connection(timeout=0.1):
         pass
+
+
+@happens(psycopg="08p01-pgbouncer", psycopg2="server-closed-the-connection-psycopg2")
+def no_server_for_pgbouncers_client(case: Case) -> None:
+    case.start_pgbouncer(default_pool_size=1, query_wait_timeout=1)
+    holder, client = case.connect("pgbouncer"), case.connect("pgbouncer")
+    holder.execute("SELECT 1")  # pool_mode = session: it keeps the one that there is
+    client.insert(SECOND)
+
+
+@happens(
+    psycopg="no-more-connections-allowed-pgbouncer",
+    psycopg2="no-more-connections-allowed-pgbouncer",
+)
+def pgbouncer_full(case: Case) -> None:
+    case.start_pgbouncer(max_client_conn=1)
+    for _ in range(2):
+        case.connect("pgbouncer")
 
 
 # PostgreSQL: the connection is fine

@@ -200,7 +200,7 @@ FAULTS = (
             name="no more connections allowed",
             variant="PgBouncer",
             meaning="PgBouncer has as many clients as its max_client_conn allows.",
-            source="manual: PgBouncer, max_client_conn",
+            source="measured: PgBouncer 1.18" + BY_TEXT,
         ),
         "no more connections allowed",
         connecting=True,
@@ -363,7 +363,7 @@ FAULTS = (
             " client_idle_timeout ...) has ended the connection: the statement may have run.",
             advice="Look whether its effect is there before you do it again; the message names the"
             " timeout.",
-            source="measured elsewhere: PgBouncer 1.18",
+            source="measured: PgBouncer 1.18, psycopg 3.3",
         ),
     ),
     *(
