@@ -152,11 +152,12 @@ with transaction.atomic():
         """\
 from django.db import connection
 
+SLOW = (
+    "INSERT INTO example_project_product (sku, price, updated)"
+    " SELECT 'USD', SLEEP(3), '2026-11-25'"
+)
 with connection.cursor() as cursor:
-    cursor.execute(
-        "INSERT INTO example_project_product (sku, price, updated)"
-        " SELECT 'USD', SLEEP(3), '2026-11-25'"
-    )
+    cursor.execute(SLOW)
 """,
         options="read_timeout=2",
     ),
