@@ -36,6 +36,9 @@ REFUSED = MySQLdb.OperationalError(2002, "Can't connect to server on '127.0.0.1'
 DEADLOCK = MySQLdb.OperationalError(1213, "Deadlock found when trying to get lock")
 
 
+IN_USE = Circumstances(alias="default", connecting=False, in_transaction=False)
+
+
 def code(exc: BaseException, using: str | None = None) -> Any:
     fault = classify(exc, using)
     return fault and fault.code
@@ -139,8 +142,11 @@ def test_sqlalchemy() -> None:
 def test_transaction_management_error() -> None:
     """Django's "You can't execute queries until the end of the block" says from what."""
     error = transaction.TransactionManagementError("An error occurred …")
-    by = caused(django.db.OperationalError(1213, "Deadlock"), by=DEADLOCK)
-    assert code(caused(error, by=by)) == 1213
+    by: Any = caused(django.db.OperationalError(2006, "gone"), by=GONE)
+    by.dbhealth_circumstances = replace(IN_USE, in_transaction=True)
+    fault = classify(caused(error, by=by))
+    assert fault
+    assert (fault.code, fault.outcome) == (2006, Outcome.ROLLED_BACK)
 
 
 @pytest.mark.parametrize("hidden", [LOST, GONE], ids=["2013", "2006"])
@@ -176,9 +182,6 @@ def test_suppressed_context() -> None:
 
 
 # Circumstances
-
-
-IN_USE = Circumstances(alias="default", connecting=False, in_transaction=False)
 
 
 @pytest.mark.parametrize(
