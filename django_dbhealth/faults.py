@@ -50,14 +50,15 @@ class Fault:
 
     ``code`` is the server's or the driver's number, or an SQLSTATE; None where there is none.
     ``name`` is the code's name in its vendor's manual, or else words of the message.
-    ``variant`` tells the meanings of one code apart. ``source`` says what proves it: a
-    measurement, or only the manual.
+    ``variant`` tells the meanings of one code apart. ``messages`` is how the error reads, as far
+    as that is always the same. ``source`` says what proves it: a measurement, or only the manual.
     """
 
     kind: Kind
     code: int | str | None = None
     name: str
     variant: str = ""
+    messages: tuple[str, ...] = ()
     outcome: Outcome
     connection_usable: bool
     meaning: str

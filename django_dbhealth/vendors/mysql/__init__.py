@@ -30,6 +30,7 @@ class MySQL(Vendor):
     """MySQL and MariaDB: to Django, and for most questions, they are one."""
 
     name = "mysql"
+    title = "MySQL and MariaDB"
     drivers: ClassVar[Mapping[str, Driver]] = {"MySQLdb": MySQLClient(), "pymysql": PyMySQL()}
     # The servers' own default is 28800; hosts that share a server set 300 and less.
     default_idle_timeout = 300

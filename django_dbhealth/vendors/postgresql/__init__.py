@@ -29,6 +29,7 @@ class PostgreSQL(Vendor):
     """PostgreSQL. It drops idle sessions only when it was told to."""
 
     name = "postgresql"
+    title = "PostgreSQL"
     drivers: ClassVar[Mapping[str, Driver]] = {"psycopg": Psycopg(), "psycopg2": Psycopg2()}
     has_server_side_cursors = True
     has_pool = True
