@@ -111,7 +111,7 @@ def _lines(
         yield _what_comes_next(watch.session_state())
     yield f"What to do: {fault.advice} (docs: {fault.anchor})"
     if fault.kind is Kind.NO_FREE_SLOT:
-        yield from _held(_to_the_same_server(connection))
+        yield from lines_of_held(_to_the_same_server(connection))
 
 
 def _idle(circumstances: Circumstances, limit: float | None) -> str:
@@ -164,7 +164,8 @@ def _to_the_same_server(connection: Any) -> list[OpenConnection]:
     return sorted(found, key=attrgetter("idle_seconds"), reverse=True)
 
 
-def _held(held: Sequence[OpenConnection]) -> Iterator[str]:
+def lines_of_held(held: Sequence[OpenConnection]) -> Iterator[str]:
+    """Yield a line about each of some connections, but not of too many."""
     if not held:
         yield "This process holds no connection there, so others do."
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import asgiref
 import django
@@ -43,22 +43,26 @@ class OpenConnection:
     opened_at: str
 
 
-class Opening(NamedTuple):
-    """What is noted when a connection is opened; it is put into words when somebody asks."""
-
-    time: float
-    thread_name: str
-    thread_id: int
-    file: str
-    line: int | None
-
+# What is noted when a connection is opened: time, thread's name and id, file and line. It is put
+# into words when somebody asks.
+Opening = tuple[float, str, int, str, int | None]
 
 # A set's add(), discard() and copy() are one step each: no lock, which a garbage collection that
 # calls discard() might find taken.
 _watches: set[weakref.ref[Watch]] = set()
 
-if hasattr(os, "register_at_fork"):  # a child's connections are those that it opens itself
-    os.register_at_fork(after_in_child=_watches.clear)
+
+def forget_all() -> None:
+    """Forget the connections so far: a forked child's are those that it opens itself."""
+    for reference in _watches:
+        watch = reference()
+        if watch is not None:
+            watch.opening = None
+    _watches.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_all)
 
 
 def open_connections() -> list[OpenConnection]:
@@ -84,25 +88,26 @@ def known_connections() -> Iterator[tuple[BaseDatabaseWrapper, OpenConnection]]:
 
 
 def _describe(connection: BaseDatabaseWrapper, watch: Watch, now: float) -> OpenConnection:
-    opening = watch.opening
-    assert opening is not None  # what is in the set was opened
+    assert watch.opening is not None  # what is in the set was opened
+    time, thread_name, thread_id, file, line = watch.opening
     return OpenConnection(
         alias=connection.alias,
-        thread_name=opening.thread_name,
-        thread_id=opening.thread_id,
-        age_seconds=max(0.0, now - opening.time),
+        thread_name=thread_name,
+        thread_id=thread_id,
+        age_seconds=max(0.0, now - time),
         idle_seconds=max(0.0, now - watch.last_used),
         in_transaction=watch.is_in_transaction(),
-        opened_at=f"{opening.file}:{opening.line}" if opening.file else "unknown",
+        opened_at=f"{file}:{line}" if file else "unknown",
     )
 
 
 def note_opened(watch: Watch) -> None:
     """Take note of a connection that was opened just now, by whoever called."""
-    thread = threading.current_thread()
-    file, line = _program_line(sys._getframe(1))
-    watch.opening = Opening(monotonic(), thread.name, threading.get_ident(), file, line)
-    _watches.add(weakref.ref(watch, _watches.discard))
+    is_new = watch.opening is None
+    name = threading.current_thread().name
+    watch.opening = (monotonic(), name, threading.get_ident(), *_program_line(sys._getframe(2)))
+    if is_new:
+        _watches.add(weakref.ref(watch, _watches.discard))
 
 
 # Where: the innermost line of the best kind
@@ -129,12 +134,10 @@ _SCRIPTS = sysconfig.get_path("scripts") + os.sep
 def _program_line(frame: FrameType | None) -> tuple[str, int | None]:
     best = NOWHERE
     place: tuple[str, int | None] = ("", None)
-    kinds = _kinds
-    for _ in range(MAX_DEPTH):
-        if frame is None:
-            break
+    known_kind, left = _kinds.get, MAX_DEPTH
+    while frame is not None and left:
         file = frame.f_code.co_filename
-        kind = kinds.get(file)
+        kind = known_kind(file)
         if kind is None:
             kind = _learn_kind(file)
         if kind < best:
@@ -142,6 +145,7 @@ def _program_line(frame: FrameType | None) -> tuple[str, int | None]:
             if kind == PROJECT:
                 break
         frame = frame.f_back
+        left -= 1
     return place
 
 

@@ -6,14 +6,17 @@ import re
 import threading
 import unittest
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import Error, IntegrityError, OperationalError, connections, transaction
 from django.test import TestCase
 
-from django_dbhealth import Outcome, classify
+from django_dbhealth import OpenConnection, Outcome, classify
 from django_dbhealth.faults import circumstances_of
+from django_dbhealth.notes import lines_of_held
 from django_dbhealth.watch import watch_of
 from tests.app.models import Row
 from tests.servers import Proxy
@@ -465,3 +468,41 @@ def test_healthy_statement_makes_no_note(database: Database) -> None:
         create()
         raise LookupError
     assert count() == 0
+
+
+# What the docs show
+
+
+ERRORS = (Path(__file__).parent.parent / "docs" / "errors.md").read_text()
+SHOWN = re.findall(r"```text\n(.*?)\n```", ERRORS, re.DOTALL)
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_note_in_the_docs(database: Database) -> None:
+    with pytest.raises(OperationalError) as caught, transaction.atomic("database"):
+        create()
+        lose(database)
+        be_idle_for(412)
+        create()
+    assert "\n".join(note_of(caught.value)).replace("'database'", "'default'") == SHOWN[0]
+
+
+def test_list_in_the_docs() -> None:
+    first = OpenConnection(
+        alias="default",
+        thread_name="importer",
+        thread_id=1,
+        age_seconds=700,
+        idle_seconds=655,
+        in_transaction=True,
+        opened_at="/srv/shop/prices.py:31",
+    )
+    second = replace(
+        first,
+        thread_name="MainThread",
+        age_seconds=12,
+        idle_seconds=0.3,
+        in_transaction=False,
+        opened_at="/srv/shop/bot.py:88",
+    )
+    assert "\n".join(lines_of_held([first, second])) == SHOWN[1]
