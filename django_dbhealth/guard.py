@@ -11,6 +11,8 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from django.db import DataError, IntegrityError
+
 from .closing import close, find_liveness
 from .conf import config_for
 from .faults import Circumstances, Kind
@@ -36,6 +38,9 @@ BLOCK = (
     "run_on_commit",
     "savepoint_ids",
 )
+
+# Errors that are no matter of the connection, and that programs make on purpose: get_or_create().
+OF_DATA = (DataError, IntegrityError)
 
 # Before use
 
@@ -157,6 +162,8 @@ def _replace_in_block(connection: Any, watch: Watch) -> None:
 
 def note_failure(connection: Any, watch: Watch, error: Error) -> None:
     """Note what has happened with this error, on it and for the connection's next use."""
+    if isinstance(error, OF_DATA):
+        return
     connecting = watch.connecting or connection.connection is None
     was_known, state = watch.lost, watch.session_state()
     if not connecting and not watch.committed:

@@ -126,7 +126,7 @@ def test_transaction_ends_where_it_began(pair: Pair) -> None:
         with suppress(Error), transaction.atomic("database"):
             create("refused")
         assert Row.objects.using("database").count() == 1
-        create("refused again")
+        run("SELECT nonsense")  # another error does not make the first forgotten
     with transaction.atomic("database"):
         assert Row.objects.using("database").count() == 0
         create("after")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -167,10 +168,12 @@ def test_refused_connection_is_none(new_server: Any, add_database: Any) -> None:
 def test_forgotten_connection(database: Database) -> None:
     """Nothing is kept alive by being on the list."""
     count()
+    watch = weakref.ref(connections["database"].dbhealth_watch)  # type: ignore[attr-defined]
     handle: Any = connections["database"].connection  # psycopg would warn that it was not closed
     del connections["database"]
     gc.collect()
     assert opened() == []
+    assert watch() is None
     handle.close()
 
 
