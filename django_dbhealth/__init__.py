@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         connection_boundary,
         connections_released,
     )
+    from .chunks import chunked_iterator
     from .diagnosis import classify
     from .faults import Fault, Kind, Outcome
     from .management.base import LongRunningCommand
@@ -26,6 +27,7 @@ __all__ = [
     "LongRunningCommand",
     "Outcome",
     "aclose_old_connections",
+    "chunked_iterator",
     "classify",
     "close_old_connections",
     "connection_boundary",
@@ -39,6 +41,7 @@ _MODULES = {
     "classify": ".diagnosis",
     "LongRunningCommand": ".management.base",
     "aclose_old_connections": ".boundaries",
+    "chunked_iterator": ".chunks",
     "close_old_connections": ".boundaries",
     "connection_boundary": ".boundaries",
     "connections_released": ".boundaries",
