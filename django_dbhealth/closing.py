@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from django.db import Error, connections
 
-from .conf import get_config
+from .conf import config_for
 from .liveness import Liveness, check_liveness
 from .vendors import driver_of
-from .vendors.base import has_hung_up
 from .watch import watch_of
 
 if TYPE_CHECKING:
@@ -75,15 +74,15 @@ def close(connection: BaseDatabaseWrapper) -> None:
 
 def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool) -> Liveness:
     """Return whether the connection is alive, and remember it."""
-    config = get_config().for_alias(connection.alias)
     watch = watch_of(connection)
+    if watch is not None and not watch.lost and watch.has_hung_up():
+        driver.end(connection.connection)
+        watch.lost = True
     if watch is not None and watch.lost:
         return Liveness.LOST
     if watch is not None and not watch.interrupted and watch.is_reading():
-        # Perhaps: cursors that the program holds look alike. It must not be asked.
-        descriptor = driver.descriptor(connection.connection)
-        watch.lost = descriptor is None or has_hung_up(descriptor)
-        return Liveness.LOST if watch.lost else Liveness.BUSY
+        return Liveness.BUSY  # perhaps: cursors that the program holds look alike
+    config = config_for(connection.alias)
     suspect = (
         suspect
         or connection.errors_occurred

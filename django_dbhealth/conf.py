@@ -241,6 +241,12 @@ def get_config() -> Config:
 
 
 @functools.cache
+def config_for(alias: str) -> Config:
+    """Return what holds for one database of the project's."""
+    return get_config().for_alias(alias)
+
+
+@functools.cache
 def _load_config() -> Config:
     return Config.from_dict(
         getattr(settings, "DBHEALTH", {}), aliases=aliases_in(settings.DATABASES)
@@ -251,6 +257,7 @@ def forget_config(*, setting: str, **kwargs: object) -> None:
     """Read the settings anew at the next use. A receiver of ``setting_changed``."""
     if setting in ("DBHEALTH", "DATABASES"):
         _load_config.cache_clear()
+        config_for.cache_clear()
 
 
 setting_changed.connect(forget_config, dispatch_uid="django_dbhealth.conf")

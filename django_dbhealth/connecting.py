@@ -12,7 +12,7 @@ from django.db import Error
 
 from .backoff import Backoff
 from .closing import close, connections_of_this_thread, give_back
-from .conf import get_config
+from .conf import config_for
 from .faults import Kind
 from .signals import connection_refused
 
@@ -54,7 +54,7 @@ def patient(timeout: float | None, sleep: Callable[[float], None]) -> Iterator[N
 
 
 def _patience_for(alias: str) -> tuple[float, Callable[[float], None]]:
-    setting = get_config().for_alias(alias).connect_retry_timeout
+    setting = config_for(alias).connect_retry_timeout
     patience = _patience.get()
     if patience is None:
         return setting, time.sleep

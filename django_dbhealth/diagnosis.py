@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .faults import Fault, Kind, Outcome, circumstances_of
-from .vendors import VENDORS, vendor_for_engine
+from .faults import Fault, Outcome, circumstances_of
+from .vendors import VENDORS, vendor_named
 
 if TYPE_CHECKING:
-    from .vendors.base import Vendor
+    from collections.abc import Iterator
 
-# Django connects anew to roll back: if that fails, what has happened first is in __context__ only.
-_OF_CONNECT = (Kind.UNREACHABLE, Kind.NO_FREE_SLOT, Kind.QUOTA, Kind.CREDENTIALS)
+    from .faults import Circumstances
+    from .vendors.base import Vendor
 
 
 def classify(exc: BaseException, using: str | None = None) -> Fault | None:
@@ -20,47 +20,51 @@ def classify(exc: BaseException, using: str | None = None) -> Fault | None:
 
     Errors of Django, mysqlclient, PyMySQL, psycopg and psycopg2 are known, also as the cause of
     another exception, and without Django's settings. ``using``, an alias of DATABASES, tells the
-    database where an error has lost its cause, as one that was pickled has. Of several errors the
-    first one counts, and not a connect that failed while it was handled.
+    database where an error has lost its cause, as one that was pickled has. Of several errors on
+    lost connections the first one counts: what came after it, a connect that failed for one, is
+    its consequence. But where one of them leaves open whether its statement ran, that one counts.
     """
-    found: Fault | None = None
+    faults = list(_faults_behind(exc, using))
+    return next(
+        (fault for fault in reversed(faults) if fault.outcome is Outcome.UNKNOWN),
+        faults[-1] if faults else None,
+    )
+
+
+def _faults_behind(exc: BaseException, using: str | None) -> Iterator[Fault]:
+    """Yield the known faults from the exception back to what it began with."""
     error: BaseException | None = exc
     seen: set[int] = set()
+    of_database = False
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         origin = _origin_of(error)
-        fault = _fault_of(error, origin, using)
-        found = fault or found
-        error = _before(origin, fault)
-    return found
+        vendors = _vendors_of(error, origin, using)
+        of_database = of_database or bool(vendors)
+        fault = _fault_of(origin, vendors, circumstances_of(error))
+        if fault is not None:
+            yield fault
+            if fault.connection_usable:  # so it is no consequence of anything before
+                return
+        error = _before(origin, with_context=of_database)
 
 
 def _origin_of(error: BaseException) -> BaseException:
     """Return the driver's own error behind one of Django's."""
-    return error.__cause__ if _is_djangos(error) and error.__cause__ is not None else error
+    cause = error.__cause__
+    return error if cause is None or not _is_djangos(error) or _is_djangos(cause) else cause
 
 
 def _is_djangos(error: BaseException) -> bool:
     return any(kind.__module__ == "django.db.utils" for kind in type(error).__mro__)
 
 
-def _before(error: BaseException, fault: Fault | None) -> BaseException | None:
-    if error.__cause__ is not None or error.__suppress_context__:
-        return error.__cause__
-    return error.__context__ if fault is not None and fault.kind in _OF_CONNECT else None
-
-
-def _fault_of(error: BaseException, origin: BaseException, using: str | None) -> Fault | None:
-    circumstances = circumstances_of(error)
-    connecting = circumstances.connecting if circumstances else None
-    fault = None
-    for vendor in _vendors_of(error, origin, using):
-        fault = fault or vendor.fault(origin, connecting=connecting)
-    if fault is None or circumstances is None:
-        return fault
-    return replace(
-        fault, outcome=_outcome(fault, circumstances.several, circumstances.in_transaction)
-    )
+def _before(error: BaseException, *, with_context: bool) -> BaseException | None:
+    """Return what the error was raised from, or, ``with_context``, while handling what."""
+    cause = error.__cause__ or getattr(error, "orig", None)  # SQLAlchemy's, without its cause
+    if isinstance(cause, BaseException) or error.__suppress_context__ or not with_context:
+        return cause if isinstance(cause, BaseException) else None
+    return error.__context__
 
 
 def _vendors_of(error: BaseException, origin: BaseException, using: str | None) -> list[Vendor]:
@@ -73,14 +77,29 @@ def _vendors_of(error: BaseException, origin: BaseException, using: str | None) 
         return list(VENDORS.values())
     from django.db import connections
 
-    vendor = vendor_for_engine(connections.settings[using]["ENGINE"])
+    vendor = vendor_named(connections[using].vendor)
     return [vendor] if vendor else []
 
 
-def _outcome(fault: Fault, several: bool, in_transaction: bool) -> Outcome:
+def _fault_of(
+    error: BaseException, vendors: list[Vendor], circumstances: Circumstances | None
+) -> Fault | None:
+    connecting = circumstances.connecting if circumstances else None
+    found = (vendor.fault(error, connecting=connecting) for vendor in vendors)
+    fault = next(filter(None, found), None)
+    if fault is None or circumstances is None:
+        return fault
+    return replace(fault, outcome=_outcome(fault, circumstances))
+
+
+def _outcome(fault: Fault, circumstances: Circumstances) -> Outcome:
     """Return what became of the statement, or of its transaction, under these circumstances."""
-    if fault.outcome is not Outcome.NOT_EXECUTED:
-        return fault.outcome
-    if in_transaction and not fault.connection_usable:
+    if fault.outcome is Outcome.UNKNOWN:
+        return Outcome.UNKNOWN
+    if circumstances.in_transaction and not fault.connection_usable:
         return Outcome.ROLLED_BACK
-    return Outcome.UNKNOWN if several else fault.outcome
+    if not circumstances.several or circumstances.connecting:
+        return fault.outcome
+    if circumstances.in_transaction and fault.outcome is Outcome.ROLLED_BACK:
+        return Outcome.ROLLED_BACK
+    return Outcome.UNKNOWN  # what came before in the same call may have run

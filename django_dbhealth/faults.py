@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Kind(enum.Enum):
@@ -24,7 +29,7 @@ class Kind(enum.Enum):
 class Outcome(enum.Enum):
     """Whether the statement ran. For the statement of a COMMIT: whether the transaction stays."""
 
-    NOT_EXECUTED = "not executed"
+    NOT_EXECUTED = "not executed"  # or undone: it has changed nothing
     ROLLED_BACK = "rolled back"  # with the whole transaction that it was in
     UNKNOWN = "unknown"  # it may have run, or run later
 
@@ -44,12 +49,15 @@ class Fault:
     """What an error means, whether its statement ran, and what to do.
 
     ``code`` is the server's or the driver's number, or an SQLSTATE; None where there is none.
-    ``name`` is the code's name in its vendor's manual, or else the words of the message.
+    ``name`` is the code's name in its vendor's manual, or else words of the message.
+    ``variant`` tells the meanings of one code apart. ``source`` says what proves it: a
+    measurement, or only the manual.
     """
 
     kind: Kind
-    code: int | str | None
+    code: int | str | None = None
     name: str
+    variant: str = ""
     outcome: Outcome
     connection_usable: bool
     meaning: str
@@ -65,31 +73,55 @@ class Fault:
         return self.outcome is not Outcome.UNKNOWN and self.kind in _WORTH_RETRYING
 
     @property
-    def anchor(self) -> str:
-        """The heading of the docs page ``faults`` under which this fault stands."""
+    def title(self) -> str:
+        """The code, its name, and which of its meanings this is."""
         words = self.name if self.code is None else f"{self.code} {self.name}"
-        return "faults.html#" + "".join(c if c.isalnum() else "-" for c in words.lower())
+        return f"{words}, {self.variant}" if self.variant else words
+
+    @property
+    def anchor(self) -> str:
+        """The place on the docs page ``faults`` where this fault stands."""
+        words = f"fault {self.code or self.name} {self.variant}"
+        return "faults.html#" + re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFault:
     """One line of a vendor's table: which errors are this fault.
 
-    ``text`` is part of the message, where the code alone does not tell; ``connecting`` says that
-    it holds only while a connection is being opened (True), or only afterwards (False).
+    One of the ``texts`` is part of the message, where the code alone does not tell;
+    ``connecting`` says that it holds only while a connection is being opened (True), or only
+    afterwards (False).
     """
 
     fault: Fault
-    text: str = ""
+    texts: tuple[str, ...] = ("",)
     connecting: bool | None = None
 
     def fits(self, code: int | str | None, message: str, *, connecting: bool | None) -> bool:
-        """Return whether an error is this fault; ``connecting`` is None where nobody knows."""
+        """Return whether an error may be this fault; ``connecting`` is None where nobody knows."""
         return (
             self.fault.code == code
-            and self.text in message
-            and (self.connecting is None or self.connecting is connecting)
+            and any(text in message for text in self.texts)
+            and (connecting is None or self.connecting in (None, connecting))
         )
+
+
+def known(fault: Fault, *texts: str, connecting: bool | None = None) -> KnownFault:
+    """Return a line of a vendor's table."""
+    return KnownFault(fault=fault, texts=texts or ("",), connecting=connecting)
+
+
+def first_fit(
+    faults: Sequence[KnownFault],
+    code: int | str | None,
+    message: str,
+    *,
+    connecting: bool | None,
+) -> Fault | None:
+    """Return the first fault of a table that an error fits, None for an unknown error."""
+    fits = (each.fault for each in faults if each.fits(code, message, connecting=connecting))
+    return next(fits, None)
 
 
 @dataclass(frozen=True, kw_only=True)

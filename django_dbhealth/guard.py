@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .closing import close, find_liveness
-from .conf import get_config
+from .conf import config_for
 from .faults import Circumstances
 from .liveness import Liveness
 from .signals import connection_healed, connection_lost
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from django.db import Error
     from django.dispatch import Signal
 
+    from .conf import Config
     from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.guard")
@@ -38,10 +39,10 @@ BLOCK = (
 # Before use
 
 
-def before_use(connection: Any, watch: Watch) -> None:
+def before_use(connection: Any, watch: Watch, now: float) -> None:
     """Heal the connection if it is lost and nothing would be lost with it.
 
-    For a healthy one this is a look at some flags, at the clock, and at the socket.
+    For a healthy one this is a look at some flags and at the socket.
     """
     if (
         connection.connection is None
@@ -50,15 +51,15 @@ def before_use(connection: Any, watch: Watch) -> None:
         or connection._thread_ident != _thread.get_ident()
     ):
         return
-    now = monotonic()
+    config = config_for(connection.alias)
     if (
         watch.in_doubt
         or watch.lost
         or connection.errors_occurred
-        or now - watch.last_used > get_config().for_alias(connection.alias).ping_after
+        or now - watch.last_used > config.ping_after
         or (watch.poll or watch.make_poll())(0)
     ):
-        _heal_if_lost(connection, watch, now)
+        _heal_if_lost(connection, watch, config, now)
 
 
 def health_check_is_due(connection: Any) -> bool:
@@ -66,11 +67,11 @@ def health_check_is_due(connection: Any) -> bool:
     return bool(connection.health_check_enabled and not connection.health_check_done)
 
 
-def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
+def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -> None:
     if not _is_replaceable(connection, watch):
         return
     state = watch.session_state()
-    on_loss = get_config().for_alias(connection.alias).on_session_state_loss if state else "ignore"
+    on_loss = config.on_session_state_loss if state else "ignore"
     # Where Django itself would replace it, it is replaced whatever it carries.
     must_tell = on_loss == "raise" and not health_check_is_due(connection)
     if must_tell and not watch.interrupted:
@@ -79,7 +80,7 @@ def _heal_if_lost(connection: Any, watch: Watch, began: float) -> None:
     if find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
         return
     now = monotonic()
-    reason = _reason(connection.alias, watch, was_known, now - began)
+    reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)
     loss = Loss(connection, reason=reason, idle_seconds=began - watch.last_used)
     try:
         if not must_tell:
@@ -190,6 +191,8 @@ class Loss:
         self._idle_seconds = idle_seconds
 
     def send(self, signal: Signal, *, duration: float) -> None:
+        if not signal.receivers:
+            return
         signal.send_robust(
             sender=type(self._connection),
             alias=self._connection.alias,
@@ -228,11 +231,9 @@ class Loss:
         )
 
 
-def _reason(alias: str, watch: Watch, was_known: bool, duration: float) -> str:
+def _reason(watch: Watch, was_known: bool, *, waited_in_vain: bool) -> str:
     if watch.interrupted:
         return "interrupted in a statement"
     if was_known:
         return "a statement failed"
-    if duration >= get_config().for_alias(alias).ping_timeout:
-        return "no answer to a probe"
-    return "closed by the server"
+    return "no answer to a probe" if waited_in_vain else "closed by the server"

@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.utils import ConnectionHandler
 
-from .conf import get_config
+from .conf import config_for
 from .vendors import driver_of
 from .wrappers import (
     CONNECTION_ATTRIBUTES,
@@ -59,7 +59,7 @@ def install_guard() -> None:
 
 
 def _watch_if_wanted(connection: BaseDatabaseWrapper) -> None:
-    if get_config().for_alias(connection.alias).guard and driver_of(connection) is not None:
+    if config_for(connection.alias).guard and driver_of(connection) is not None:
         watch_connection(connection)
 
 

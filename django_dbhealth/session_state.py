@@ -267,7 +267,10 @@ class SessionState:
                 and "(" not in sql
                 and "@" not in sql
                 and ";" not in sql
-                and not (rules.has_select_into and "into" in _before_from(sql).lower())
+                and not (
+                    rules.has_select_into
+                    and "into" in (sql if len(sql) <= SHORT_TEXT else _before_from(sql)).lower()
+                )
             ):
                 return
             if len(sql) <= SHORT_TEXT and sql in rules.harmless:  # hashing a long one takes long

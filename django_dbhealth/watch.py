@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from .session_state import SessionState
 from .vendors import driver_of, vendor_named
-from .vendors.base import poller
+from .vendors.base import HUNG_UP, poller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
-    from .vendors.base import Driver, Vendor
+    from .vendors.base import Driver, Poll, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
 
@@ -63,7 +63,7 @@ class Watch:
 
     def reset(self) -> None:
         """Begin anew, for a connection that was opened just now."""
-        self.poll: Callable[[float], object] | None = None  # made when it is needed
+        self.poll: Poll | None = None  # made when it is needed
         self.generation += 1
         if not self.lost:  # what was before is gone because the program wanted it so
             self.healed_since = self.generation
@@ -75,13 +75,16 @@ class Watch:
         self.lost = False  # known, so that nothing needs to be asked
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
-        self.transaction_began()
+        self._nothing_has_run()
         self.last_used = monotonic()
         self._references = self._count_references()
 
     def transaction_began(self) -> None:
         """Note that from here on nothing has run, of a transaction that begins or has ended."""
         self.session.transaction_began()
+        self._nothing_has_run()
+
+    def _nothing_has_run(self) -> None:
         self.used = False
         self.savepoints: list[str] = []  # sent, while nothing else was
 
@@ -89,13 +92,19 @@ class Watch:
         """Return the seconds since the last sign of life: a statement that came back, a probe."""
         return monotonic() - self.last_used
 
-    def make_poll(self) -> Callable[[float], object]:
+    def make_poll(self) -> Poll:
         """Return what looks at the socket: one poll object for the life of the handle."""
         connection = self._connection()
         handle = connection.connection if connection is not None else None
         descriptor = self.driver.descriptor(handle) if handle is not None else None
-        self.poll = _says_yes if descriptor is None else poller(descriptor)
+        self.poll = _says_closed if descriptor is None else poller(descriptor)
         return self.poll
+
+    def has_hung_up(self) -> bool:
+        """Return whether the other side has closed the socket."""
+        look = self.poll or self.make_poll()
+        seen = look(0)  # one socket
+        return bool(seen and seen[0][1] & HUNG_UP)
 
     def is_reading(self) -> bool:
         """Return whether rows of an unbuffered result are still to come."""
@@ -135,8 +144,8 @@ class Watch:
         self.cursors = ()
 
 
-def _says_yes(_timeout: float) -> bool:
-    return True  # for a handle that was closed
+def _says_closed(_timeout: float) -> list[tuple[int, int]]:
+    return [(-1, HUNG_UP)]
 
 
 def _name(cursor: CursorWrapper) -> str | None:

@@ -17,7 +17,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.utils import DatabaseErrorWrapper
 from django.utils.functional import cached_property
 
-from .conf import get_config
+from .conf import config_for
 from .connecting import connect_patiently
 from .guard import BLOCK, before_use, note_failure
 from .liveness import Liveness, check_liveness
@@ -67,28 +67,21 @@ class MarkedForRollback:
     """The attribute needs_rollback, whose value stays in the instance: reading it costs nothing."""
 
     def __set__(self, connection: Any, value: bool) -> None:
-        watch = watch_of(connection)
-        vars(connection)["needs_rollback"] = value and not (watch is not None and watch.lost)
+        connection.__dict__["needs_rollback"] = value and not connection.dbhealth_watch.lost
 
 
 class WatchedConnection(Base):  # type: ignore[misc]
     """A mixin over a backend's DatabaseWrapper."""
 
     connection: Any
-    dbhealth_watch: Watch
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._ensure_watch()
-
-    def _ensure_watch(self) -> None:
-        if watch_of(self) is None:  # a backend may connect while it is being made
-            self.dbhealth_watch = Watch(self)
+    @cached_property
+    def dbhealth_watch(self) -> Watch:
+        return Watch(self)
 
     # Opening and closing
 
     def connect(self) -> None:
-        self._ensure_watch()
         watch = self.dbhealth_watch
         if watch.connecting:  # a log handler that writes to the database which it writes of
             super().connect()
@@ -104,10 +97,10 @@ class WatchedConnection(Base):  # type: ignore[misc]
 
     def get_connection_params(self) -> dict[str, Any]:
         parameters: dict[str, Any] = super().get_connection_params()
-        watch = watch_of(self)
-        if watch is not None and watch.bounded:
-            seconds = math.ceil(get_config().for_alias(self.alias).ping_timeout)
-            watch.driver.bound_connect(parameters, seconds)
+        watch = self.dbhealth_watch
+        if watch.bounded:
+            seconds = math.ceil(config_for(self.alias).ping_timeout)
+            watch.driver.hasten_connect(parameters, seconds)
         return parameters
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
@@ -119,7 +112,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
             return handle
         # Nobody has looked at it since it was given back. At most all in the pool are lost.
         driver = self.dbhealth_watch.driver
-        timeout = get_config().for_alias(self.alias).ping_timeout
+        timeout = config_for(self.alias).ping_timeout
         for _ in range(getattr(pool, "max_size", 0)):
             liveness = check_liveness(driver, handle, suspect=False, timeout=timeout)
             if liveness is not Liveness.LOST:
@@ -145,16 +138,19 @@ class WatchedConnection(Base):  # type: ignore[misc]
         in_doubt = self.dbhealth_watch.in_doubt
         if not in_doubt and (self.health_check_done or not self.health_check_enabled):
             return  # nearly always; Django's own would do nothing either
-        before_use(self, self.dbhealth_watch)
+        before_use(self, self.dbhealth_watch, monotonic())
         super().close_if_health_check_failed()
 
     def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        if self.dbhealth_watch.connecting:
+            super().set_autocommit(autocommit, *args, **kwargs)
+            return
         if autocommit and self.connection is None and self.settings_dict["AUTOCOMMIT"]:
             # The end of a block that has lost its connection: every new one begins so, and a
             # connect that failed now would hide the block's error.
             self.autocommit = True
             return
-        before_use(self, self.dbhealth_watch)  # BEGIN
+        before_use(self, self.dbhealth_watch, monotonic())  # BEGIN
         super().set_autocommit(autocommit, *args, **kwargs)
         self.dbhealth_watch.transaction_began()
 
@@ -284,8 +280,9 @@ class PastDjango:
         return functools.partial(self._call, cursor)
 
     def _call(self, cursor: Any, *args: Any, **kwargs: Any) -> Any:
-        cursor._before_use()
-        cursor.db.dbhealth_watch.used = True
+        watch = cursor.db.dbhealth_watch
+        cursor._before_use(watch, monotonic())
+        watch.used = True
         of_backend = getattr(super(WatchedCursor, cursor), self._name, None)  # logs it, perhaps
         method = of_backend or getattr(cursor.cursor, self._name)
         return method(*args, **kwargs)
@@ -319,7 +316,10 @@ class WatchedCursor(Base):  # type: ignore[misc]
             or watch.in_doubt
             or self.generation != watch.generation
         ):
-            self._before_use()
+            generation = watch.generation
+            before_use(self.db, watch, now)
+            if self.generation != watch.generation or watch.lost:
+                self._follow(generation)
         watch.used = True
         result = executor(sql, params, many, context)
         watch.last_used = now  # not for one that Django refused to send: that tells nothing
@@ -328,20 +328,25 @@ class WatchedCursor(Base):  # type: ignore[misc]
         return result
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        self._before_use()
         watch: Watch = self.db.dbhealth_watch
-        watch.used = True
         now = monotonic()
+        self._before_use(watch, now)
+        watch.used = True
         result = super().callproc(*args, **kwargs)
         watch.last_used = now
         return result
 
-    def _before_use(self) -> None:
-        """Heal the connection, and follow it to another one that it was given meanwhile."""
+    def _before_use(self, watch: Watch, now: float) -> None:
+        """Heal the connection, and follow it. For what takes long anyway; see ``_run()``."""
+        generation = watch.generation
+        before_use(self.db, watch, now)
+        self._follow(generation)
+
+    def _follow(self, generation: int) -> None:
+        """Follow the connection to another one that it was given since ``generation``."""
         connection, watch = self.db, self.db.dbhealth_watch
         if self.generation is None:
-            self.generation = watch.generation
-        before_use(connection, watch)
+            self.generation = generation
         if connection.connection is None and watch.lost:
             connection.ensure_connection()
         if self.generation == watch.generation or self.generation < watch.healed_since:
@@ -376,8 +381,8 @@ def watch_connection(connection: BaseDatabaseWrapper) -> None:
     if watch_of(connection) is None:
         kind: Any = type(connection)
         connection.__class__ = derived_class(kind, WatchedConnection)
-        connection.dbhealth_watch = Watch(connection)  # type: ignore[attr-defined]
         vars(connection).pop("wrap_database_errors", None)  # Django's, cached
+        watch_of(connection)  # made now: its idleness counts from here
 
 
 @functools.cache

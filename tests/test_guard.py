@@ -22,6 +22,7 @@ from django_dbhealth.watch import watch_of
 from django_dbhealth.wrappers import watch_connection
 from tests.app.models import Row
 from tests.conftest import Database, close_connections
+from tests.servers.base import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -320,6 +321,35 @@ def test_limits_of_the_users_own_stay(database: Database) -> None:
         watch.bounded = True
         assert connection.get_connection_params()["connect_timeout"] == expected
         watch.bounded = False
+
+
+@pytest.mark.parametrize("engine", ["django.db.backends.mysql", "tests.pymysql_backend"])
+def test_autocommit_of_a_healed_session(engine: str, new_server: Any, add_database: Any) -> None:
+    """It is on, whatever the server's init_connect does, though the connect sends less for it."""
+    server = new_server("mariadb", init_connect="SET autocommit=0")
+    alias = add_database(server.django() | {"ENGINE": engine}, alias="database")
+    database = Database(alias, server)
+    lose(database)
+    create("a")
+    assert run("SELECT @@autocommit") == [(1,)]
+    assert server.execute("SELECT name FROM app_row", database="test") == [("a",)]
+
+
+def test_pool_takes_no_dead_connection_back(new_server: Any, add_database: Any) -> None:
+    """Whoever borrows from Django's pool past the guard gets no connection that it found lost."""
+    server = new_server("postgresql")
+    options = {"pool": {"min_size": 2, "max_size": 2, "timeout": 5}}
+    alias = add_database(server.django() | {"OPTIONS": options}, alias="database")
+    connections[alias].ensure_connection()
+    pool = connections[alias].pool
+    wait_for(lambda: pool.get_stats()["pool_available"] == 1)  # what the guard gets instead
+    lose(Database(alias, server))
+    create("a")
+    connections[alias].close()
+    borrowed = [pool.getconn() for _ in range(2)]
+    for connection in borrowed:
+        connection.execute("SELECT 1")
+        pool.putconn(connection)
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "postgresql"])

@@ -9,11 +9,14 @@ import select
 import socket
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django_dbhealth.faults import first_fit
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
@@ -52,6 +55,9 @@ class Driver(ABC):
         """Do what ``ping()`` does, although a transaction may be open on the handle."""
         return self.ping(handle, timeout=timeout)
 
+    def end(self, handle: Any) -> None:  # noqa: B027
+        """Tell the driver that the connection is over: no pool may take the handle back."""
+
     @abstractmethod
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         """Return whether, with this error, the driver itself has closed the handle's socket."""
@@ -68,12 +74,12 @@ class Driver(ABC):
         """
         return False
 
-    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+    def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
         """Let a connect with the parameters take so long at most, where the user set no limit."""
         parameters.setdefault("connect_timeout", seconds)
 
     def lift_bound(self, handle: Any, options: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take back what ``bound_connect()`` has set beyond the connect; ``options`` stay."""
+        """Take back what ``hasten_connect()`` has set beyond the connect; ``options`` stay."""
 
 
 class Vendor:
@@ -111,21 +117,27 @@ class Vendor:
 
     def fault(self, error: BaseException, *, connecting: bool | None) -> Fault | None:
         """Return what one of the drivers' errors means, None for an unknown one."""
-        code, message = self.code_of(error), str(error)
-        return next(
-            (k.fault for k in self.faults if k.fits(code, message, connecting=connecting)), None
-        )
+        return first_fit(self.faults, self.code_of(error), str(error), connecting=connecting)
 
 
-def poller(descriptor: int) -> Callable[[float], object]:
-    """Return the function that looks at one socket: ``(0)`` says at once whether it is readable.
+# Of these the first is asked for, the others are always reported. Where there is no POLLRDHUP,
+# POLLHUP says it.
+_POLLRDHUP = getattr(select, "POLLRDHUP", 0)
+HUNG_UP = _POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
-    Under gevent it is the system's own: a look must not switch to another greenlet.
+Poll = Callable[[float], list[tuple[int, int]]]  # what select.poll().poll() takes and returns
+
+
+def poller(descriptor: int) -> Poll:
+    """Return the function that looks at one socket: ``(0)`` says at once what it has to tell.
+
+    That it is readable, or that the other side has closed it. Under gevent the function is the
+    system's own: a look must not switch to another greenlet.
     """
     gevent = sys.modules.get("gevent.monkey")
     poll = gevent.get_original("select", "poll")() if gevent else select.poll()
-    poll.register(descriptor, select.POLLIN)  # hang-up and error are always reported
-    look: Callable[[float], object] = poll.poll
+    poll.register(descriptor, select.POLLIN | _POLLRDHUP)
+    look: Poll = poll.poll
     return look
 
 
@@ -138,13 +150,6 @@ def readable(descriptor: int, timeout: float = 0) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
-
-
-def has_hung_up(descriptor: int) -> bool:
-    """Return whether the other side has closed the socket, though there may be more to read."""
-    poll = select.poll()
-    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))  # elsewhere POLLHUP says it
-    return bool(poll.poll(0))
 
 
 def hang_up(descriptor: int) -> None:

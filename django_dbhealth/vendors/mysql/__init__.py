@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from django_dbhealth.vendors.base import Vendor
 
 from .drivers import MySQLClient, PyMySQL
-from .faults import FAULTS
+from .faults import FAULTS, code_of
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
@@ -60,5 +60,4 @@ class MySQL(Vendor):
     faults = FAULTS
 
     def code_of(self, error: BaseException) -> int | None:
-        code = error.args[0] if error.args else None
-        return code if isinstance(code, int) else None
+        return code_of(error)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django_dbhealth.vendors.base import Driver, Liveness, hang_up, has_hung_up, readable
+from django_dbhealth.faults import Kind
+from django_dbhealth.vendors.base import Driver, Liveness, hang_up, readable
+
+from .faults import CLIENT_CODES, fault_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +30,6 @@ class MySQLClient(Driver):
         descriptor = None
         try:
             descriptor = handle.fileno()
-            if has_hung_up(descriptor):  # most losses: told for a tenth of what asking costs
-                return Liveness.LOST
             handle.send_query(b"DO 1")
             if not readable(descriptor, timeout):
                 hang_up(descriptor)
@@ -40,7 +41,7 @@ class MySQLClient(Driver):
         except handle.Error as error:
             # No hang_up(): the library has closed the socket, whose number may be another's now.
             # An hourly quota, for one, is an answer too.
-            return Liveness.LOST if _is_disconnect(error) else Liveness.ALIVE
+            return Liveness.ALIVE if _is_alive(error) else Liveness.LOST
         except BaseException:  # of a signal handler: the answer is still to come
             if descriptor is not None:
                 hang_up(descriptor)
@@ -48,9 +49,10 @@ class MySQLClient(Driver):
         return Liveness.ALIVE
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
-        # Manual, client error message reference. What the server says before it hangs up (4031,
-        # 1927, 1053) leaves the socket open; the next statement then says 2006.
-        return error.args[:1] in ((2006,), (2013,), (2026,), (2055,))
+        # The library's own errors. What the server says before it hangs up (4031, 1927, 1053)
+        # leaves the socket open; the next statement then says 2006.
+        fault = fault_of(error, connecting=False)
+        return fault is not None and fault.kind is Kind.LOST and fault.code in CLIENT_CODES
 
     def is_reading(self, handle: Any, *, new_references: int) -> bool:
         # Whatever is called meanwhile says 2014, and so does the reader then, at its last row.
@@ -59,19 +61,20 @@ class MySQLClient(Driver):
         # cursor and result hold the handle.
         return new_references >= 2 and handle.field_count() > 0 and handle.affected_rows() == -1
 
-    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+    def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        # The driver would turn autocommit off, and Django on again: two round trips for nothing.
+        # Left as it is, Django turns it on where the status of SET NAMES, which the driver sends
+        # at each connect, says that it is off (a server's init_connect). PyMySQL does not look
+        # at that status.
+        parameters.setdefault("autocommit", None)
         if "read_default_file" not in parameters:  # it may have a connect-timeout of its own
-            super().bound_connect(parameters, seconds)
+            super().hasten_connect(parameters, seconds)
 
 
-def _is_disconnect(error: Exception) -> bool:
-    """Return whether the driver's error means that the connection is gone.
-
-    2000 to 2999 are the client library's own (manual, client error message reference); 1053, 1927
-    and 4031 are what a server says before it hangs up (facts measured on MariaDB and MySQL).
-    """
-    code = error.args[0] if error.args else None
-    return not isinstance(code, int) or 2000 <= code < 3000 or code in (1053, 1927, 4031)
+def _is_alive(error: Exception) -> bool:
+    """Return whether a probe's error is an answer, a spent quota's for one. Unknown: it is none."""
+    fault = fault_of(error, connecting=False)
+    return fault is not None and fault.connection_usable
 
 
 class PyMySQL(Driver):
@@ -92,7 +95,7 @@ class PyMySQL(Driver):
         try:
             handle.ping(reconnect=False)
         except handle.Error as error:
-            return Liveness.LOST if _is_disconnect(error) else Liveness.ALIVE
+            return Liveness.ALIVE if _is_alive(error) else Liveness.LOST
         except OSError:
             return Liveness.LOST
         finally:
@@ -102,8 +105,8 @@ class PyMySQL(Driver):
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return not handle.open
 
-    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
-        super().bound_connect(parameters, seconds)
+    def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+        super().hasten_connect(parameters, seconds)
         # Its connect_timeout ends when the socket is connected, before the server's first word.
         parameters.setdefault("read_timeout", seconds)
 

@@ -1,71 +1,605 @@
-"""What the errors of MySQL and MariaDB mean: one line for each, beside what proves it.
+"""What the errors of MySQL and MariaDB mean: a few lines for each, beside what proves it.
 
 The names are those of the manuals: server error message reference, client error message reference.
-The first line that fits an error counts.
+The first line that fits an error counts, and so it does of a code's two where nobody knows whether
+a connection was being opened.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from django_dbhealth.faults import Fault, Kind, KnownFault, Outcome
+from django_dbhealth.faults import Fault, Kind, Outcome, first_fit, known
 
+MEASURED = "measured: MariaDB 10.11, mysqlclient 2.3 on libmariadb 3.3, PyMySQL 1.2"
 MANUAL = "manual: server error message reference"
+MARIADB_MANUAL = "manual: MariaDB error code reference"
 CLIENT_MANUAL = "manual: client error message reference"
+CLIENT_CODES = range(2000, 3000)  # the client library's own
 
-_refusal = partial(Fault, outcome=Outcome.NOT_EXECUTED, connection_usable=False)
+_refused = partial(Fault, outcome=Outcome.NOT_EXECUTED, connection_usable=False)
+_lost = partial(Fault, kind=Kind.LOST, connection_usable=False)
+_alive = partial(Fault, outcome=Outcome.NOT_EXECUTED, connection_usable=True)
+
+_no_slot = partial(
+    _refused,
+    kind=Kind.NO_FREE_SLOT,
+    advice="Give connections back while nobody uses them: CONN_MAX_AGE = 0, or connections_released"
+    " around slow work. SHOW PROCESSLIST shows who holds them.",
+)
+_unreachable = partial(
+    _refused,
+    kind=Kind.UNREACHABLE,
+    advice="Check that the server runs and that HOST and PORT in DATABASES are its address. While"
+    " it restarts, CONNECT_RETRY_TIMEOUT lets the connect wait for it.",
+)
+_refused_account = partial(_refused, kind=Kind.CREDENTIALS)
+_read_only = partial(_alive, kind=Kind.READ_ONLY, source=MEASURED)
+_quota = partial(
+    Fault,
+    kind=Kind.QUOTA,
+    outcome=Outcome.NOT_EXECUTED,
+    code=1226,
+    name="ER_USER_LIMIT_REACHED",
+    source=MEASURED,
+)
+
+_LOST_AT_CONNECT = _unreachable(
+    code=2013,
+    name="CR_SERVER_LOST",
+    variant="at connect",
+    meaning="Something accepted the connection and then hung up, or said nothing for"
+    " connect_timeout: a server that starts or hangs, or a proxy with none behind it.",
+    source=MEASURED,
+)
 
 FAULTS = (
-    # At connect
-    KnownFault(
-        fault=_refusal(
-            kind=Kind.NO_FREE_SLOT,
+    # No free slot, and quotas. 1226 names the resource in its text, in every language.
+    known(
+        _no_slot(
             code=1226,
             name="ER_USER_LIMIT_REACHED",
-            meaning="The account has as many connections open as it may have at once.",
-            advice="Give connections back while nobody uses them.",
-            source=MANUAL,
+            variant="max_user_connections",
+            meaning="The account has as many connections open as it may have at once, in all"
+            " processes together.",
+            source=MEASURED,
         ),
-        text="max_user_connections",
+        "max_user_connections",
     ),
-    KnownFault(
-        fault=_refusal(
-            kind=Kind.NO_FREE_SLOT,
-            code=1040,
-            name="ER_CON_COUNT_ERROR",
-            meaning="The server has as many connections open as it may have at once.",
-            advice="Give connections back while nobody uses them.",
-            source=MANUAL,
+    known(
+        _quota(
+            variant="max_connections_per_hour",
+            connection_usable=False,
+            meaning="The account has opened as many connections as it may in an hour.",
+            advice="Open fewer: keep connections with CONN_MAX_AGE. Waiting helps only when the"
+            " hour is over; an administrator may raise MAX_CONNECTIONS_PER_HOUR.",
         ),
+        "max_connections_per_hour",
     ),
-    KnownFault(
-        fault=_refusal(
-            kind=Kind.NO_FREE_SLOT,
+    known(
+        _quota(
+            variant="statements per hour",
+            connection_usable=True,
+            meaning="The account has sent as many statements, or changes, as it may in an hour;"
+            " the connection is fine.",
+            advice="Send fewer, for instance with bulk_create(). Waiting helps only when the hour"
+            " is over; an administrator may raise MAX_QUERIES_PER_HOUR or MAX_UPDATES_PER_HOUR.",
+        ),
+        "max_queries_per_hour",  # MariaDB's word
+        "max_questions",  # MySQL's
+        "max_updates",  # and "max_updates_per_hour"
+    ),
+    known(
+        _no_slot(
             code=1203,
             name="ER_TOO_MANY_USER_CONNECTIONS",
-            meaning="The account has as many connections open as the server allows to any account.",
-            advice="Give connections back while nobody uses them.",
+            meaning="The account has as many connections open as the server's max_user_connections"
+            " allows to any account.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _no_slot(
+            code=1040,
+            name="ER_CON_COUNT_ERROR",
+            meaning="The server has as many connections open, of all accounts together, as its"
+            " max_connections allows.",
+            source=MEASURED,
+        ),
+    ),
+    # The account is refused
+    known(
+        _refused_account(
+            code=1044,
+            name="ER_DBACCESS_DENIED_ERROR",
+            meaning="The account is right, but it has no rights on this database.",
+            advice="Check NAME in DATABASES; GRANT gives the account its rights.",
+            source=MEASURED,
+        ),
+        connecting=True,
+    ),
+    known(
+        _refused_account(
+            code=1045,
+            name="ER_ACCESS_DENIED_ERROR",
+            meaning="The server does not know this account from this host, or the password is"
+            " another.",
+            advice="Check USER and PASSWORD in DATABASES, and the host that the message names: an"
+            " account is a name and a host. Trying again may lock the account.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _refused_account(
+            code=1698,
+            name="ER_ACCESS_DENIED_NO_PASSWORD_ERROR",
+            meaning="The account does not log in with a password, but as the system's user of the"
+            " same name.",
+            advice="Connect as that user over the unix socket, or make an account with a password.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _refused_account(
+            code=1049,
+            name="ER_BAD_DB_ERROR",
+            meaning="There is no database of this name.",
+            advice="Check NAME in DATABASES; CREATE DATABASE makes one.",
+            source=MEASURED,
+        ),
+        connecting=True,
+    ),
+    known(
+        _refused_account(
+            code=1129,
+            name="ER_HOST_IS_BLOCKED",
+            meaning="Too many connects from this host were broken off (max_connect_errors), so the"
+            " server refuses it.",
+            advice="Find out what breaks them off, a port check for instance; then FLUSH HOSTS.",
             source=MANUAL,
         ),
     ),
-    *(
-        KnownFault(
-            fault=_refusal(
-                kind=Kind.UNREACHABLE,
-                code=code,
-                name=name,
-                meaning="No server answers, or it hung up before it took the connection.",
-                advice="Is the server running, and does the address stand for it?",
-                source=CLIENT_MANUAL,
-            ),
-            connecting=True,
-        )
-        for code, name in (
-            (1053, "ER_SERVER_SHUTDOWN"),
-            (2002, "CR_CONNECTION_ERROR"),
-            (2003, "CR_CONN_HOST_ERROR"),
-            (2006, "CR_SERVER_GONE_ERROR"),
-            (2013, "CR_SERVER_LOST"),
-        )
+    known(
+        _refused_account(
+            code=1130,
+            name="ER_HOST_NOT_PRIVILEGED",
+            meaning="No account at all may connect from this host.",
+            advice="Check HOST in DATABASES, and the host in the account's name.",
+            source=MANUAL,
+        ),
+    ),
+    known(
+        _refused_account(
+            code=2059,
+            name="CR_AUTH_PLUGIN_CANNOT_LOAD",
+            meaning="The client library lacks the way in which this account proves who it is.",
+            advice="Install the plugin that the message names, or change the account's.",
+            source=CLIENT_MANUAL,
+        ),
+    ),
+    known(
+        _refused_account(
+            code=3118,
+            name="ER_ACCOUNT_HAS_BEEN_LOCKED",
+            variant="MySQL",
+            meaning="The account is locked.",
+            advice="ALTER USER … ACCOUNT UNLOCK lets it in again.",
+            source=MANUAL,
+        ),
+    ),
+    known(
+        _refused_account(
+            code=4151,
+            name="ER_ACCOUNT_HAS_BEEN_LOCKED",
+            variant="MariaDB",
+            meaning="The account is locked.",
+            advice="ALTER USER … ACCOUNT UNLOCK lets it in again.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _alive(
+            kind=Kind.CREDENTIALS,
+            code=1820,
+            name="ER_MUST_CHANGE_PASSWORD",
+            meaning="The account's password has expired: until it is changed nothing else works.",
+            advice="Change it with SET PASSWORD, and PASSWORD in DATABASES with it.",
+            source=MEASURED,
+        ),
+    ),
+    # Nobody answers
+    known(
+        _unreachable(
+            code=2002,
+            name="CR_CONNECTION_ERROR",
+            meaning="No server answers at this address or unix socket.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _unreachable(
+            code=2003,
+            name="CR_CONN_HOST_ERROR",
+            meaning="No server answers at this address.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _unreachable(
+            code=2005,
+            name="CR_UNKNOWN_HOST",
+            meaning="The name in HOST stands for no address.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _lost(
+            code=1053,
+            name="ER_SERVER_SHUTDOWN",
+            outcome=Outcome.NOT_EXECUTED,
+            meaning="The server is shutting down, and has ended the statement that was running.",
+            advice="Do the work again when the server is up.",
+            source="measured elsewhere: MySQL 9.7, SIGTERM during a statement",
+        ),
+        connecting=False,
+    ),
+    known(
+        _unreachable(
+            code=1053,
+            name="ER_SERVER_SHUTDOWN",
+            variant="at connect",
+            meaning="The server is shutting down, and takes no connections any more.",
+            source=MANUAL,
+        ),
+    ),
+    # Lost. At connect the text of 2013 tells, or the guard, which knows that it was connecting.
+    known(
+        _LOST_AT_CONNECT,
+        "at 'handshake",  # libmariadb
+        "at 'reading initial communication packet'",  # Oracle's library
+        "at 'reading authorization packet'",
+    ),
+    known(
+        _lost(
+            code=2013,
+            name="CR_SERVER_LOST",
+            outcome=Outcome.UNKNOWN,
+            meaning="The connection broke, or read_timeout passed, before the answer was there:"
+            " the statement may have run, and may still be running.",
+            advice="Look whether its effect is there before you do it again; 61 of 231 such"
+            " inserts were. If results are read slowly, raise net_write_timeout.",
+            source=MEASURED,
+        ),
+        connecting=False,
+    ),
+    known(
+        _LOST_AT_CONNECT,
+        connecting=True,
+    ),
+    known(
+        _lost(
+            code=2006,
+            name="CR_SERVER_GONE_ERROR",
+            outcome=Outcome.NOT_EXECUTED,
+            meaning="The server had closed the connection before the statement was sent: it was"
+            " idle for longer than wait_timeout, killed, or the server restarted.",
+            advice="Do the work again on a new connection. If it happens at once and again, the"
+            " statement is larger than max_allowed_packet: send less in one.",
+            source=MEASURED,
+        ),
+        connecting=False,
+    ),
+    known(
+        _unreachable(
+            code=2006,
+            name="CR_SERVER_GONE_ERROR",
+            variant="at connect",
+            meaning="The server hung up before it took the connection, or init_command is too"
+            " large for it.",
+            source=CLIENT_MANUAL,
+        ),
+    ),
+    known(
+        _lost(
+            code=0,
+            name="InterfaceError",
+            variant="PyMySQL",
+            outcome=Outcome.NOT_EXECUTED,
+            meaning="PyMySQL has closed this connection already, after an error or because the"
+            " program said so.",
+            advice="Look for the error before this one. connection.close() in Django, then the"
+            " next use connects anew.",
+            source="measured: PyMySQL 1.2",
+        ),
+    ),
+    known(
+        _lost(
+            code=2026,
+            name="CR_SSL_CONNECTION_ERROR",
+            outcome=Outcome.UNKNOWN,
+            meaning="The encrypted connection broke: the statement may have run.",
+            advice="Look whether its effect is there before you do it again.",
+            source="measured elsewhere: MariaDB 10.11, KILL while idle over TLS",
+        ),
+        connecting=False,
+    ),
+    known(
+        _refused_account(
+            code=2026,
+            name="CR_SSL_CONNECTION_ERROR",
+            variant="at connect",
+            meaning="Server and client could not agree on an encrypted connection.",
+            advice="Check the certificates, and OPTIONS['ssl'] or OPTIONS['ssl_mode'].",
+            source=CLIENT_MANUAL,
+        ),
+    ),
+    known(
+        _lost(
+            code=2027,
+            name="CR_MALFORMED_PACKET",
+            outcome=Outcome.UNKNOWN,
+            meaning="The answer made no sense: two threads or processes use one connection.",
+            advice="Give each thread its own connection, and close connections before a fork.",
+            source=CLIENT_MANUAL,
+        ),
+    ),
+    known(
+        _lost(
+            code=2055,
+            name="CR_SERVER_LOST_EXTENDED",
+            outcome=Outcome.UNKNOWN,
+            meaning="The connection broke before the answer was there: the statement may have run.",
+            advice="Look whether its effect is there before you do it again.",
+            source=CLIENT_MANUAL,
+        ),
+    ),
+    known(
+        _lost(
+            code=1927,
+            name="ER_CONNECTION_KILLED",
+            outcome=Outcome.UNKNOWN,
+            meaning="Somebody has ended this connection with KILL.",
+            advice="Look whether the statement's effect is there before you do it again, and who"
+            " kills connections: an administrator, or a job that ends idle ones.",
+            source=MARIADB_MANUAL,
+        ),
+    ),
+    known(
+        # MariaDB's 4031 is another error. The variable's name is in MySQL's text in any language.
+        _lost(
+            code=4031,
+            name="ER_CLIENT_INTERACTION_TIMEOUT",
+            variant="MySQL",
+            outcome=Outcome.NOT_EXECUTED,
+            meaning="The connection was idle for longer than wait_timeout, so MySQL closed it. (On"
+            " MariaDB 4031 is about a trigger, and the connection is fine.)",
+            advice="Do the work again on a new connection. Set CONN_MAX_AGE below wait_timeout.",
+            source="measured elsewhere: MySQL 9.7; told from MariaDB's 4031 by its text",
+        ),
+        "wait_timeout",
+    ),
+    known(
+        _lost(
+            code=1158,
+            name="ER_NET_READ_ERROR",
+            outcome=Outcome.NOT_EXECUTED,
+            meaning="The server could not read the whole statement from the network.",
+            advice="Do the work again on a new connection.",
+            source=MANUAL,
+        ),
+    ),
+    known(
+        _lost(
+            code=1159,
+            name="ER_NET_READ_INTERRUPTED",
+            outcome=Outcome.NOT_EXECUTED,
+            meaning="The statement came in too slowly: the server waits net_read_timeout for it.",
+            advice="Send less in one statement, or raise net_read_timeout.",
+            source="measured elsewhere: MySQL 9.7",
+        ),
+    ),
+    known(
+        _lost(
+            code=1160,
+            name="ER_NET_ERROR_ON_WRITE",
+            outcome=Outcome.UNKNOWN,
+            meaning="The server could not send its answer: the statement may have run.",
+            advice="Look whether its effect is there before you do it again.",
+            source=MANUAL,
+        ),
+    ),
+    known(
+        _lost(
+            code=1161,
+            name="ER_NET_WRITE_INTERRUPTED",
+            outcome=Outcome.UNKNOWN,
+            meaning="The answer was read too slowly: the server waits net_write_timeout for that."
+            " The statement may have run.",
+            advice="Read results faster or in pieces, or raise net_write_timeout.",
+            source=MANUAL,
+        ),
+    ),
+    # Too large
+    known(
+        _refused(
+            kind=Kind.TOO_LARGE,
+            code=1153,
+            name="ER_NET_PACKET_TOO_LARGE",
+            meaning="The statement is larger than the server's max_allowed_packet, and the server"
+            " has closed the connection.",
+            advice="Send less in one statement (batch_size of bulk_create()), or raise"
+            " max_allowed_packet. The same statement again never helps.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _alive(
+            kind=Kind.TOO_LARGE,
+            code=2020,
+            name="CR_NET_PACKET_TOO_LARGE",
+            meaning="The statement or a row of its result is larger than the client's"
+            " max_allowed_packet.",
+            advice="Send or read less in one statement, or raise max_allowed_packet in the client's"
+            " options.",
+            source=CLIENT_MANUAL,
+        ),
+    ),
+    # Busy
+    known(
+        _alive(
+            kind=Kind.BUSY,
+            code=2014,
+            name="CR_COMMANDS_OUT_OF_SYNC",
+            meaning="The connection is still giving the rows of another, unbuffered result; the"
+            " statement was not sent.",
+            advice="Read that result to its end or close its cursor first. If an exception has left"
+            " it unfinished, close the connection.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _alive(
+            kind=Kind.BUSY,
+            name="already in use from another thread",
+            variant="mysqlclient",
+            meaning="Another thread is using this connection at this moment; the statement was not"
+            " sent.",
+            advice="Give each thread its own connection: django.db.connections does.",
+            source="measured: mysqlclient 2.3",
+        ),
+        "already in use from another thread",
+    ),
+    known(
+        Fault(
+            kind=Kind.BUSY,
+            name="Packet sequence number wrong",
+            variant="PyMySQL",
+            outcome=Outcome.UNKNOWN,
+            connection_usable=False,
+            meaning="Two threads or processes use this connection at once, and their answers are"
+            " mixed up: the statement may have run.",
+            advice="Close the connection. Give each thread its own, and close connections before a"
+            " fork.",
+            source="measured: PyMySQL 1.2",
+        ),
+        "Packet sequence number wrong",
+    ),
+    # Conflicts with other transactions
+    known(
+        _alive(
+            kind=Kind.CONFLICT,
+            code=1205,
+            name="ER_LOCK_WAIT_TIMEOUT",
+            meaning="Another transaction kept a row locked for innodb_lock_wait_timeout seconds;"
+            " the statement was undone, what the transaction did before it was not.",
+            advice="Do the whole transaction again. Keep transactions short: no slow work inside"
+            " atomic().",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        Fault(
+            kind=Kind.CONFLICT,
+            code=1213,
+            name="ER_LOCK_DEADLOCK",
+            outcome=Outcome.ROLLED_BACK,
+            connection_usable=True,
+            meaning="Two transactions waited for each other's locks, and the server has rolled"
+            " this one back.",
+            advice="Do the whole transaction again. Lock rows in one order everywhere.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        Fault(
+            kind=Kind.CONFLICT,
+            code=1020,
+            name="ER_CHECKREAD",
+            outcome=Outcome.ROLLED_BACK,
+            connection_usable=True,
+            meaning="Another transaction has changed the row since this one first read"
+            " (innodb_snapshot_isolation), and the server has rolled this one back.",
+            advice="Do the whole transaction again; select_for_update() locks rows as it reads.",
+            source=MEASURED,
+        ),
+    ),
+    # Out of time
+    known(
+        _alive(
+            kind=Kind.TIMED_OUT,
+            code=1317,
+            name="ER_QUERY_INTERRUPTED",
+            meaning="Somebody has ended the statement with KILL QUERY; it was undone, and the"
+            " connection is fine.",
+            advice="Find out who did, and why: was it slow, did it hold locks?",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _alive(
+            kind=Kind.TIMED_OUT,
+            code=1969,
+            name="ER_STATEMENT_TIMEOUT",
+            meaning="The statement took longer than MariaDB's max_statement_time; it was undone,"
+            " and the connection is fine.",
+            advice="Make it faster or smaller, or raise max_statement_time for it.",
+            source=MEASURED,
+        ),
+    ),
+    known(
+        _alive(
+            kind=Kind.TIMED_OUT,
+            code=3024,
+            name="ER_QUERY_TIMEOUT",
+            meaning="The SELECT took longer than MySQL's max_execution_time; the connection is"
+            " fine.",
+            advice="Make it faster or smaller, or raise max_execution_time for it.",
+            source="measured elsewhere: MySQL 9.7",
+        ),
+    ),
+    # Read-only
+    known(
+        _read_only(
+            code=1290,
+            name="ER_OPTION_PREVENTS_STATEMENT",
+            variant="--read-only",
+            meaning="The server takes no changes: it is a replica, or was made one by a failover.",
+            advice="Check that HOST leads to the primary. After a failover close the connection:"
+            " the next one may lead to the new primary.",
+        ),
+        "read-only",  # the option, in every language; 1290 is about other options too
+        "read_only",
+    ),
+    known(
+        _read_only(
+            code=1792,
+            name="ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION",
+            meaning="The transaction is READ ONLY: the program began it so, or"
+            " transaction_read_only is on for the session or the server.",
+            advice="Begin it without READ ONLY. If the program did not, check that HOST leads to"
+            " the primary.",
+        ),
+    ),
+    known(
+        _alive(
+            kind=Kind.READ_ONLY,
+            code=1836,
+            name="ER_READ_ONLY_MODE",
+            meaning="The server, or InnoDB in it, takes no changes.",
+            advice="Check that HOST leads to the primary. After a failover close the connection:"
+            " the next one may lead to the new primary.",
+            source=MANUAL,
+        ),
     ),
 )
+
+
+def code_of(error: BaseException) -> int | None:
+    """Return the number of an error, of the driver's or Django's; None where it has none."""
+    code = error.args[0] if error.args else None
+    return code if isinstance(code, int) else None
+
+
+def fault_of(error: BaseException, *, connecting: bool | None) -> Fault | None:
+    """Return what an error means, None for an unknown one."""
+    return first_fit(FAULTS, code_of(error), str(error), connecting=connecting)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django_dbhealth.vendors.base import Vendor
 
 from .drivers import Psycopg, Psycopg2
-from .faults import FAULTS
+from .faults import FAULTS, code_of
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
@@ -60,6 +60,4 @@ class PostgreSQL(Vendor):
     faults = FAULTS
 
     def code_of(self, error: BaseException) -> str | None:
-        # Both drivers' Error has one of the two; Django's has neither, but the driver's behind it.
-        error = error.__cause__ or error
-        return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        return code_of(error)

@@ -24,9 +24,9 @@ class _Psycopg(Driver):
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return bool(handle.closed)
 
-    def bound_connect(self, parameters: dict[str, Any], seconds: int) -> None:
+    def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
         if "PGCONNECT_TIMEOUT" not in os.environ and "service" not in parameters:
-            super().bound_connect(parameters, seconds)
+            super().hasten_connect(parameters, seconds)
 
 
 class Psycopg(_Psycopg):
@@ -34,6 +34,9 @@ class Psycopg(_Psycopg):
 
     def descriptor(self, handle: Any) -> int | None:
         return None if handle.closed else int(handle.pgconn.socket)
+
+    def end(self, handle: Any) -> None:
+        handle.pgconn.finish()
 
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
         if not handle.closed and handle.pgconn.transaction_status in IN_TRANSACTION:
@@ -57,7 +60,7 @@ class Psycopg(_Psycopg):
             pass
         finally:
             if liveness is Liveness.LOST:  # also when a signal handler's exception came
-                pgconn.finish()
+                self.end(handle)
         return liveness
 
     def has_begun(self, handle: Any) -> bool:
