@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections import namedtuple
+from functools import partial
+from itertools import chain, islice, tee
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from django.db import Error, connections
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 from django.db.models.query import (
     FlatValuesListIterable,
+    ModelIterable,
     NamedValuesListIterable,
     ValuesIterable,
     ValuesListIterable,
@@ -29,13 +32,16 @@ from .vendors import vendor_named
 from .watch import watch_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from django.db.models import Func, Q
 
 T = TypeVar("T")
 
 logger = logging.getLogger("django_dbhealth.chunks")
 
 CHUNK_SIZE = 2000  # rows; that of QuerySet.iterator()
+LAZY = (ModelIterable, ValuesListIterable)  # they ask nothing after their first row
 REGROWTH = 16  # good pieces after which the size is the full one again
 
 
@@ -162,65 +168,72 @@ def _multiplies(join: Any) -> bool:
 
 
 class Form(NamedTuple):
-    """How a row's key is read, and how it is taken out again where nobody asked for it."""
+    """How the key of a row that was read is told, and what the program gets of the row."""
 
     queryset: QuerySet[Any, Any]
     key_of: Callable[[Any], Any]
-    strip: Callable[[list[Any]], list[Any]] | None = None
+    shape: Callable[[Any], Any] | None = None
 
     @classmethod
     def of(cls, queryset: QuerySet[Any, Any], key: Key) -> Form:
-        columns = _columns(queryset)
-        if columns is None and not _may_be_deferred(queryset, key):
+        if _columns(queryset) is None:
+            return cls._of_instances(queryset, key)
+        names = _names(queryset.query)
+        is_shown = set(key.names) <= set(queryset.query.values_select)
+        rows: Any = queryset.all() if is_shown else queryset.annotate(**key.hidden)
+        kind, rows._iterable_class = rows._iterable_class, ValuesListIterable
+        places = map(names.index, key.names) if is_shown else range(-len(key.fields), 0)
+        return cls(rows, itemgetter(*places), _shape_of(kind, names))
+
+    @classmethod
+    def _of_instances(cls, queryset: QuerySet[Any, Any], key: Key) -> Form:
+        deferred, _ = queryset.query.deferred_loading
+        if not deferred or all(field.primary_key for field in key.fields):
             return cls(queryset, attrgetter(*key.names))
-        hidden = [f"_dbhealth_key_{number}" for number in range(len(key.fields))]
-        with_key = queryset.annotate(**dict(zip(hidden, map(F, key.names), strict=True)))
-        kind = queryset._iterable_class
-        if columns is None:
-            return cls(with_key, attrgetter(*hidden), _without_attributes(hidden))
-        if issubclass(kind, ValuesIterable):
-            return cls(with_key, itemgetter(*hidden), _without_items(hidden))
-        with_key._iterable_class = ValuesListIterable
-        count = len(hidden)
-        key_of = itemgetter(*range(-count, 0))
-        if issubclass(kind, FlatValuesListIterable):
-            return cls(with_key, key_of, lambda rows: [row[0] for row in rows])
-        if issubclass(kind, NamedValuesListIterable):
-            make = _named_tuple(queryset)._make
-            return cls(with_key, key_of, lambda rows: [make(row[:-count]) for row in rows])
-        return cls(with_key, key_of, lambda rows: [row[:-count] for row in rows])
+        hidden = key.hidden
+        return cls(queryset.annotate(**hidden), attrgetter(*hidden), partial(_without, hidden))
+
+    def shaped(self, rows: Iterable[Any]) -> Iterable[Any]:
+        """Return what the program gets of the rows."""
+        return rows if self.shape is None else map(self.shape, rows)
+
+    def read(self, condition: Q | Func | None, size: int) -> Iterator[Any]:
+        """Return so many rows. They are all here when this returns, and no cursor is open.
+
+        Instances are made one by one, as ``iterator()`` does: to make all of them first takes a
+        third longer.
+        """
+        rows: Any = self.queryset if condition is None else self.queryset.filter(condition)
+        rows = rows[:size]
+        if rows._prefetch_related_lookups or rows._iterable_class not in LAZY:
+            return iter(list(rows))
+        rows = iter(rows._iterable_class(rows))
+        return chain([*islice(rows, 1)], rows)
 
 
-def _may_be_deferred(queryset: QuerySet[Any, Any], key: Key) -> bool:
-    names, _ = queryset.query.deferred_loading
-    return bool(names) and not all(field.primary_key for field in key.fields)
+def _names(query: Any) -> list[str]:
+    """Return the names of the columns of ``values()``, in their order."""
+    return list(
+        query.selected or (*query.extra_select, *query.values_select, *query.annotation_select)
+    )
 
 
-def _without_attributes(names: list[str]) -> Callable[[list[Any]], list[Any]]:
-    def strip(rows: list[Any]) -> list[Any]:
-        for row in rows:
-            for name in names:
-                del row.__dict__[name]
-        return rows
-
-    return strip
-
-
-def _without_items(names: list[str]) -> Callable[[list[Any]], list[Any]]:
-    def strip(rows: list[Any]) -> list[Any]:
-        for row in rows:
-            for name in names:
-                del row[name]
-        return rows
-
-    return strip
+def _shape_of(kind: Any, names: list[str]) -> Callable[[Any], Any]:
+    """Return what makes a row of that kind of a tuple that may have the key at its end."""
+    if issubclass(kind, ValuesIterable):
+        return lambda row: dict(zip(names, row, strict=False))
+    if issubclass(kind, FlatValuesListIterable):
+        return itemgetter(0)
+    if issubclass(kind, NamedValuesListIterable):
+        make = namedtuple("Row", names)._make  # type: ignore # noqa: PGH003, PYI024
+        return lambda row: make(row[: len(names)])
+    return itemgetter(slice(len(names)))
 
 
-def _named_tuple(queryset: Any) -> Any:
-    """Return the class that ``values_list(named=True)`` makes its rows of."""
-    query = queryset.query
-    names = [*query.extra_select, *query.values_select, *query.annotation_select]
-    return namedtuple("Row", queryset._fields or names)  # noqa: PYI024 (the names are data)
+def _without(names: Iterable[str], row: Any) -> Any:
+    for name in names:
+        del row.__dict__[name]
+    return row
 
 
 # The iterator
@@ -248,42 +261,45 @@ class ChunkedIterator(Generic[T]):
         return self._position
 
     def __iter__(self) -> Iterator[T]:
-        for keys, rows in self._pieces():
-            for self._position, row in zip(keys, rows, strict=True):
+        form = self._form
+        position, more = self._position, True
+        while more:
+            rows, size = self._read(position)
+            rows, same = tee(rows)
+            # The key comes first: the program may change the row, and its key with it.
+            keyed = zip(map(form.key_of, same), form.shaped(rows), range(1, size + 1))
+            count = 0
+            for position, row, count in keyed:  # noqa: B007
+                self._position = position
                 yield row
+            more = count == size
 
     def chunks(self) -> Iterator[list[T]]:
         """Yield the rows in lists, one for each piece."""
-        for keys, rows in self._pieces():
-            self._position = keys[-1]
-            yield rows
+        position, more = self._position, True
+        while more:
+            read, size = self._read(position)
+            rows = list(read)
+            more = len(rows) == size
+            if rows:
+                self._position = position = self._form.key_of(rows[-1])
+                yield list(self._form.shaped(rows))
 
     def count(self) -> int:
         """Return how many rows come after ``position``, with one query."""
-        return self._after(self._rows.order_by(), self._position).count()
+        condition = self._after(self._position)
+        rows = self._rows.order_by()
+        return (rows if condition is None else rows.filter(condition)).count()
 
-    def _pieces(self) -> Iterator[tuple[list[Any], list[T]]]:
-        """Yield the keys and the rows of each piece."""
-        position, more = self._position, True
-        while more:
-            rows, more = self._read(position)
-            keys = list(map(self._form.key_of, rows))
-            if self._form.strip is not None:
-                rows = self._form.strip(rows)
-            if rows:
-                yield keys, rows
-                position = keys[-1]
-            del keys, rows  # not two pieces in memory at once
-
-    def _read(self, position: Any) -> tuple[list[Any], bool]:
-        """Return the piece after the position, and whether there may be another one after it."""
+    def _read(self, position: Any) -> tuple[Iterator[Any], int]:
+        """Return the rows of the piece after the position, and how many were asked for."""
         has_failed = False
         while True:
             connection = connections[self._alias]
             state = _session_state(connection)
             size = self._size
             try:
-                rows = list(self._after(self._form.queryset, position)[:size])
+                rows = self._form.read(self._after(position), size)
             except Error as error:
                 if (has_failed and size == 1) or not _may_read_again(connection, error, state):
                     raise
@@ -292,14 +308,14 @@ class ChunkedIterator(Generic[T]):
                 self._report(error)
             else:
                 self._size = min(self._chunk_size, size + -(-self._chunk_size // REGROWTH))
-                return rows, len(rows) == size
+                return rows, size
 
-    def _after(self, queryset: QuerySet[Any, Any], position: Any) -> QuerySet[Any, Any]:
+    def _after(self, position: Any) -> Q | Func | None:
         if position is None:
-            return queryset
+            return None
         vendor = vendor_named(connections[self._alias].vendor)
         row_values = vendor is not None and vendor.finds_row_values
-        return queryset.filter(self._key.after(position, row_values=row_values))
+        return self._key.after(position, row_values=row_values)
 
     def _report(self, error: Error) -> None:
         logger.info(

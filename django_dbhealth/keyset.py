@@ -55,6 +55,11 @@ class Key(NamedTuple):
         """What ``order_by()`` takes."""
         return [sign + name for sign, name in zip(self.signs, self.names, strict=True)]
 
+    @property
+    def hidden(self) -> dict[str, F]:
+        """What ``annotate()`` takes, to read the key where the queryset does not."""
+        return {f"_dbhealth_key_{number}": F(name) for number, name in enumerate(self.names)}
+
     def parse(self, start_after: Any) -> Any:
         """Return a position from what a program has kept of one: text will do."""
         if start_after is None:
