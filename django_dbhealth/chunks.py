@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import namedtuple
 from functools import partial
-from itertools import chain, islice, tee
+from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -193,10 +193,6 @@ class Form(NamedTuple):
         hidden = key.hidden
         return cls(queryset.annotate(**hidden), attrgetter(*hidden), partial(_without, hidden))
 
-    def shaped(self, rows: Iterable[Any]) -> Iterable[Any]:
-        """Return what the program gets of the rows."""
-        return rows if self.shape is None else map(self.shape, rows)
-
     def read(self, condition: Q | Func | None, size: int) -> Iterator[Any]:
         """Return so many rows. They are all here when this returns, and no cursor is open.
 
@@ -207,7 +203,7 @@ class Form(NamedTuple):
         rows = rows[:size]
         if rows._prefetch_related_lookups or rows._iterable_class not in LAZY:
             return iter(list(rows))
-        rows = iter(rows._iterable_class(rows))
+        rows = iter(rows._iterable_class(rows, chunk_size=size))
         return chain([*islice(rows, 1)], rows)
 
 
@@ -261,29 +257,24 @@ class ChunkedIterator(Generic[T]):
         return self._position
 
     def __iter__(self) -> Iterator[T]:
-        form = self._form
-        position, more = self._position, True
-        while more:
-            rows, size = self._read(position)
-            rows, same = tee(rows)
-            # The key comes first: the program may change the row, and its key with it.
-            keyed = zip(map(form.key_of, same), form.shaped(rows), range(1, size + 1))
-            count = 0
-            for position, row, count in keyed:  # noqa: B007
-                self._position = position
-                yield row
-            more = count == size
+        key_of, shape = self._form.key_of, self._form.shape
+        position = self._position
+        while True:
+            before = position
+            for row in self._read(position):
+                # Now: the program may change the row, and delete() takes its key from it.
+                self._position = position = key_of(row)
+                yield row if shape is None else shape(row)
+            if position is before:
+                return
 
     def chunks(self) -> Iterator[list[T]]:
         """Yield the rows in lists, one for each piece."""
-        position, more = self._position, True
-        while more:
-            read, size = self._read(position)
-            rows = list(read)
-            more = len(rows) == size
-            if rows:
-                self._position = position = self._form.key_of(rows[-1])
-                yield list(self._form.shaped(rows))
+        key_of, shape = self._form.key_of, self._form.shape
+        position = self._position
+        while rows := list(self._read(position)):
+            self._position = position = key_of(rows[-1])
+            yield rows if shape is None else list(map(shape, rows))
 
     def count(self) -> int:
         """Return how many rows come after ``position``, with one query."""
@@ -291,8 +282,8 @@ class ChunkedIterator(Generic[T]):
         rows = self._rows.order_by()
         return (rows if condition is None else rows.filter(condition)).count()
 
-    def _read(self, position: Any) -> tuple[Iterator[Any], int]:
-        """Return the rows of the piece after the position, and how many were asked for."""
+    def _read(self, position: Any) -> Iterator[Any]:
+        """Return the rows of the piece after the position, none when there are no more."""
         has_failed = False
         while True:
             connection = connections[self._alias]
@@ -308,7 +299,7 @@ class ChunkedIterator(Generic[T]):
                 self._report(error)
             else:
                 self._size = min(self._chunk_size, size + -(-self._chunk_size // REGROWTH))
-                return rows, size
+                return rows
 
     def _after(self, position: Any) -> Q | Func | None:
         if position is None:
