@@ -145,8 +145,8 @@ def make_table(server: MariaDBServer, name: str, rows: int) -> None:
         database=DATABASE,
     )
     values = table.values.format(seq="seq")
-    for first in range(1, rows + 1, 100_000):
-        last = min(rows, first + 99_999)
+    for first in range(1, rows + 1, 5_000):
+        last = first + 4_999
         server.execute(
             f"INSERT INTO {name} SELECT seq, {values} FROM seq_{first}_to_{last}",
             database=DATABASE,

@@ -73,7 +73,13 @@ def chunked_iterator(
         raise ValueError(f"chunk_size is {chunk_size}, but a piece has at least 1 row.")
     key = Key.of(queryset.model, order_by)
     _check(queryset, key)
-    return ChunkedIterator(queryset, key, chunk_size, key.parse(start_after))
+    alias = queryset.db  # once: a router might name another replica for each piece
+    if alias not in connections:
+        raise ValueError(
+            f"There is no database {alias!r}. Write using() with one of "
+            f"{', '.join(map(repr, connections))}."
+        )
+    return ChunkedIterator(queryset.using(alias), key, chunk_size, key.parse(start_after))
 
 
 # Which querysets
@@ -84,11 +90,6 @@ def _check(queryset: QuerySet[Any, Any], key: Key) -> None:
     problem = _problem_of_order(queryset.query, key) or _problem_of_rows(queryset, key)
     if problem:
         raise ValueError(f"chunked_iterator() cannot read this queryset: {problem}")
-    if queryset.db not in connections:
-        raise ValueError(
-            f"There is no database {queryset.db!r}. Write using() with one of "
-            f"{', '.join(map(repr, connections))}."
-        )
 
 
 def _problem_of_order(query: Any, key: Key) -> str | None:
@@ -241,9 +242,9 @@ class ChunkedIterator(Generic[T]):
     def __init__(
         self, queryset: QuerySet[Any, T], key: Key, chunk_size: int, position: Any
     ) -> None:
-        self._alias = queryset.db  # pinned: a router might name another replica for each piece
-        self._rows = queryset.using(self._alias)
-        self._form = Form.of(self._rows.order_by(*key.ordering), key)
+        self._alias = queryset.db
+        self._rows = queryset
+        self._form = Form.of(queryset.order_by(*key.ordering), key)
         self._key = key
         self._chunk_size = self._size = chunk_size
         self._position = position

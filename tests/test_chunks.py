@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import connections
-from django.db.models import Count, Exists, F, OuterRef, Q, Window
-from django.db.models.functions import RowNumber
+from django.core.management import call_command
+from django.db import connections, transaction
+from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, Window
+from django.db.models.functions import RowNumber, Upper
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
 
-from django_dbhealth import chunked_iterator
-from tests.app.models import Book, Loan, Novel, Page
+from django_dbhealth import LongRunningCommand, chunked_iterator
+from tests.app.models import Book, Loan, Novel, Page, Row
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -256,3 +260,250 @@ def test_resumed_from_text(library: Database, name: str) -> None:
             left = chunked_iterator(queryset.all(), order_by=order_by, start_after=rows.position)
             assert left.position == rows.position
             assert left.count() == len(expected) - number
+
+
+# What comes of a row
+
+
+def forms(queryset: Any) -> dict[str, Any]:
+    """Return the queryset in every form that rows can have, without the key and with it."""
+    return {
+        "instances": queryset,
+        "only": queryset.only("title"),
+        "defer": queryset.defer("code", "created"),
+        "annotated": queryset.annotate(big=Upper("title")),
+        "values": queryset.values("title"),
+        "values with the key": queryset.values("code", "title", "id"),
+        "all values": queryset.values(),
+        "values of a relation": queryset.values("sequel_of__title", "title"),
+        "values of an expression": queryset.values(big=Upper("title")),
+        "extra": queryset.extra(select={"one": "1"}).values("one", "title"),
+        "values_list": queryset.values_list("title", "shelf"),
+        "values_list with the key": queryset.values_list("title", "code", "id", "created"),
+        "whole values_list": queryset.values_list(),
+        "flat": queryset.values_list("title", flat=True),
+        "flat key": queryset.values_list("code", flat=True),
+        "flat pk": queryset.values_list("pk", flat=True),
+        "named": queryset.values_list("title", "shelf", named=True),
+        "named with the key": queryset.values_list("title", "code", "id", named=True),
+        "whole named": queryset.values_list(named=True),
+        "named expression": queryset.values_list("title", Upper("title"), named=True),
+    }
+
+
+@pytest.mark.parametrize("order_by", ["pk", "-code", ("created", "-pk")], ids=str)
+@pytest.mark.parametrize("name", forms(BOOKS))
+def test_forms(library: Database, name: str, order_by: Any) -> None:
+    """A row comes as the queryset gives it, and nothing of the key is left on it."""
+    queryset = forms(Book.objects.using(ALIAS))[name]
+    names = [order_by] if isinstance(order_by, str) else order_by
+    expected = list(queryset.order_by(*names))
+    rows = list(chunked_iterator(queryset, order_by=order_by, chunk_size=4))
+    assert rows == expected
+    assert [type(row).__name__ for row in rows] == [type(row).__name__ for row in expected]
+    lists = list(chunked_iterator(queryset, order_by=order_by, chunk_size=4).chunks())
+    assert [row for chunk in lists for row in chunk] == expected
+    assert [len(chunk) for chunk in lists] == [4, 4, 4, 4, 4, 3]
+    if isinstance(rows[0], dict | tuple):
+        assert [repr(row) for row in rows] == [repr(row) for row in expected]
+    elif isinstance(rows[0], Book):
+        assert [row.get_deferred_fields() for row in rows] == [
+            row.get_deferred_fields() for row in expected
+        ]
+        assert [{*vars(row)} for row in rows] == [{*vars(row)} for row in expected]
+
+
+def test_deferred_key_costs_no_query(library: Database) -> None:
+    rows = chunked_iterator(Book.objects.using(ALIAS).only("title"), order_by="code", chunk_size=9)
+    with CaptureQueriesContext(connections[ALIAS]) as queries:
+        assert len(list(rows)) == COUNT
+    assert len(queries) == 4  # the last one finds no more rows
+
+
+def test_related_objects_are_read_for_each_piece(library: Database) -> None:
+    """prefetch_related() and select_related() work, and cost what they cost for a queryset."""
+    queryset = (
+        Book.objects.using(ALIAS)
+        .select_related("sequel_of")
+        .prefetch_related("loans", Prefetch("sequels", to_attr="next_ones"))
+    )
+    expected = {book.pk: (book.sequel_of, [*book.loans.all()], book.next_ones) for book in queryset}
+    seen = {}
+    with CaptureQueriesContext(connections[ALIAS]) as queries:
+        for book in chunked_iterator(queryset, chunk_size=8):
+            seen[book.pk] = (book.sequel_of, [*book.loans.all()], book.next_ones)
+    assert seen == expected
+    assert len(queries) == 3 * 3 + 1
+
+
+def test_no_more_than_a_piece_is_read(library: Database) -> None:
+    """The queries are made when their rows are needed."""
+    rows = chunked_iterator(Book.objects.using(ALIAS), chunk_size=3)
+    with CaptureQueriesContext(connections[ALIAS]) as queries:
+        assert len(queries) == 0
+        for number, _ in enumerate(rows, start=1):
+            assert len(queries) == -(-number // 3)
+
+
+# Where it stands
+
+
+def test_position_is_that_of_the_row_given_out(library: Database) -> None:
+    rows = chunked_iterator(Book.objects.using(ALIAS), chunk_size=4)
+    assert rows.position is None
+    for book in rows:
+        assert rows.position == book.pk
+    assert rows.position == book.pk
+
+
+def test_position_outlives_the_rows_own_key(database: Database) -> None:
+    """A row that is copied or deleted in the loop loses its key, and the loop goes on."""
+    Row.objects.using(ALIAS).bulk_create(Row(name=str(number)) for number in range(7))
+    rows = chunked_iterator(Row.objects.using(ALIAS), chunk_size=3)
+    seen = []
+    for row in rows:
+        key = row.pk
+        row.delete()
+        assert row.pk is None
+        assert rows.position == key
+        seen.append(row.name)
+    assert seen == [*"0123456"]
+
+
+def test_loop_goes_on_where_the_last_one_ended(library: Database) -> None:
+    """After break, after chunks(), and after an end that is none any more."""
+    queryset = Page.objects.using(ALIAS)
+    expected = list(queryset.order_by("volume", "number"))
+    rows = chunked_iterator(queryset.all(), chunk_size=5)
+    seen = []
+    for page in rows:
+        seen.append(page)
+        if len(seen) == 7:
+            break
+    assert rows.count() == COUNT - 7
+    seen += next(iter(rows.chunks()))
+    assert rows.position == (seen[-1].volume, seen[-1].number)
+    seen += rows
+    assert seen == expected
+    assert list(rows) == []
+    assert rows.count() == 0
+
+
+def test_two_loops_at_once(library: Database) -> None:
+    """Each has its own place; the position is that of the last row given out by either."""
+    rows = chunked_iterator(Book.objects.using(ALIAS), chunk_size=2)
+    first, second = iter(rows), rows.chunks()
+    seen = [next(first).pk]
+    lists = []
+    for chunk in second:
+        lists += [book.pk for book in chunk]
+        seen += [book.pk for _, book in zip(range(1), first, strict=False)]
+    seen += [book.pk for book in first]
+    keys = list(Book.objects.using(ALIAS).order_by("pk").values_list("pk", flat=True))
+    assert seen == keys
+    assert lists == keys[1:]
+
+
+class Fickle:
+    """A router that names another alias each time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        self.asked += 1
+        return ALIAS if self.asked == 1 else "default"
+
+
+def test_alias_is_pinned(library: Database) -> None:
+    """A router is asked once: another replica may be behind the first one."""
+    router = Fickle()
+    expected = list(Book.objects.using(ALIAS).order_by("pk"))
+    with override_settings(DATABASE_ROUTERS=[router]):
+        rows = chunked_iterator(Book.objects.all(), chunk_size=4)
+        assert list(rows) == expected
+        assert rows.count() == 0
+    assert router.asked == 1
+    assert connections["default"].connection is None
+
+
+def test_works_in_a_transaction(library: Database) -> None:
+    with transaction.atomic(using=ALIAS):
+        rows = Book.objects.using(ALIAS).select_for_update()
+        assert len(list(chunked_iterator(rows, chunk_size=10))) == COUNT
+
+
+# In a command
+
+
+class Counting(LongRunningCommand):
+    def __init__(self, iterable: Any, total: int | None = None) -> None:
+        super().__init__()
+        self.arguments = (iterable, "books", total)
+        self.seen: list[Any] = []
+        self.totals: list[Any] = []
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        for each in self.track(*self.arguments):
+            self.seen.append(each)
+
+
+def tracked(iterable: Any, total: int | None = None) -> tuple[list[Any], str, int]:
+    """Return the items that came, the last line that was shown, and the number of queries."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    command = Counting(iterable, total)
+    with CaptureQueriesContext(connections[ALIAS]) as queries:
+        call_command(command, no_progress=True, stdout=terminal)
+    return command.seen, terminal.getvalue().splitlines()[-1], len(queries)
+
+
+def test_track_reads_in_pieces(library: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The total is known, from one more query."""
+    monkeypatch.setattr("django_dbhealth.management.base.chunked_iterator", small_pieces)
+    books = list(Book.objects.using(ALIAS).order_by("pk"))
+    assert tracked(Book.objects.using(ALIAS)) == (books, "books: 23 of 23 (100%)", 1 + 4)
+    assert tracked(Book.objects.using(ALIAS), total=46)[1:] == ("books: 23 of 46 (50%)", 4)
+
+
+def small_pieces(queryset: Any) -> Any:
+    return chunked_iterator(queryset, chunk_size=10)
+
+
+def test_track_a_chunked_iterator(library: Database) -> None:
+    """It counts what is left of it."""
+    keys = list(Book.objects.using(ALIAS).order_by("pk").values_list("pk", flat=True))
+    rows = chunked_iterator(Book.objects.using(ALIAS), start_after=keys[2], chunk_size=10)
+    seen, line, queries = tracked(rows)
+    assert [book.pk for book in seen] == keys[3:]
+    assert (line, queries) == ("books: 20 of 20 (100%)", 1 + 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda books: books.order_by("-title"),
+        lambda books: books.order_by("title")[2:9],
+        lambda books: books.filter(shelf=1).union(books.filter(shelf=2)),
+        lambda books: books.values("shelf").distinct(),
+        lambda books: books.filter(loans__isnull=False),
+        lambda books: books.values("shelf").annotate(n=Count("pk")).order_by("shelf"),
+    ],
+)
+def test_track_of_others(library: Database, change: Any) -> None:
+    """What chunked_iterator() refuses is read as ever, with one query."""
+    queryset = change(Book.objects.using(ALIAS))
+    expected = list(queryset)
+    seen, line, queries = tracked(queryset.all())
+    assert sorted(map(str, seen)) == sorted(map(str, expected))
+    assert line == f"books: {len(expected)} of {len(expected)} (100%)"
+    assert queries == 1
+
+
+def test_track_of_rows_that_are_here(library: Database) -> None:
+    """A queryset that was read is not read again."""
+    books = Book.objects.using(ALIAS).filter(shelf=2)
+    expected = list(books)
+    seen, _, queries = tracked(books)
+    assert all(one is other for one, other in zip(seen, expected, strict=True))
+    assert queries == 0
