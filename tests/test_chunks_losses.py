@@ -17,7 +17,8 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.models import Func, TextField, Value
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from django_dbhealth import chunked_iterator
 from django_dbhealth.signals import connection_refused
