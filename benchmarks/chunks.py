@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -94,7 +93,7 @@ WAYS: dict[str, Callable[[QuerySet[Any]], Iterable[Any]]] = {
     "`.iterator(chunk_size=10_000)`": partial(with_iterator, chunk_size=10_000),
     "django-mysql's `iter_smart()`": smartly,
 }
-OURS, OURS_LARGER, REFERENCE, *_ = WAYS
+OURS, OURS_LARGER, REFERENCE, REFERENCE_LARGER, _ = WAYS
 
 
 # One process: one way, one table
@@ -182,10 +181,18 @@ def run(server: MariaDBServer, sizes: dict[str, int], rounds: int) -> Measured:
 # What it means
 
 
-def ratios(measured: Measured, table: str, way: str) -> list[float]:
-    """Return the rows per second beside those of the reference in the same round."""
-    pairs = zip(measured[table, REFERENCE], measured[table, way], strict=True)
-    return [reference["seconds"] / own["seconds"] for reference, own in pairs]
+def ratio(measured: Measured, table: str, way: str, reference: str) -> float:
+    """Return the rows per second beside those of another way."""
+    return best(measured, table, reference) / best(measured, table, way)
+
+
+def best(measured: Measured, table: str, way: str) -> float:
+    """Return the seconds of the round that was disturbed least."""
+    return min(result["seconds"] for result in measured[table, way])
+
+
+def peak(measured: Measured, table: str, way: str) -> float:
+    return max(result["memory"] for result in measured[table, way])
 
 
 def lines(measured: Measured, sizes: dict[str, int]) -> Iterator[str]:
@@ -194,14 +201,12 @@ def lines(measured: Measured, sizes: dict[str, int]) -> Iterator[str]:
     yield f"|{'|'.join('---' for _ in columns)}|"
     for table, rows in sizes.items():
         for way in WAYS:
-            results = measured[table, way]
-            found = ratios(measured, table, way)
             cells = [
                 TABLES[table].title,
                 way,
-                f"{rows / median(result['seconds'] for result in results):,.0f}",
-                f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})",
-                f"{max(result['memory'] for result in results):,.0f} MiB",
+                f"{rows / best(measured, table, way):,.0f}",
+                f"{ratio(measured, table, way, REFERENCE):.2f}",
+                f"{peak(measured, table, way):,.0f} MiB",
             ]
             yield f"| {' | '.join(cells)} |"
 
@@ -222,8 +227,7 @@ def report(server: MariaDBServer, measured: Measured, sizes: dict[str, int]) -> 
         *lines(measured, sizes),
         "",
         f"Measured on {time.strftime('%Y-%m-%d')} with {', '.join(surroundings(server))}.",
-        f"Medians of {rounds} rounds; in parentheses the lowest and the highest ratio; the memory",
-        "is the most of all rounds.",
+        f"The best of {rounds} rounds; the memory is the most of all.",
     ]
     return "\n".join(text) + "\n"
 
@@ -233,11 +237,13 @@ def judge(measured: Measured, sizes: dict[str, int]) -> int:
     missed = [
         f"{table}: {most:,.0f} MiB above the start, at most {TARGET_MEMORY}"
         for table in sizes
-        if (most := max(r["memory"] for r in measured[table, OURS])) > TARGET_MEMORY
+        if (most := peak(measured, table, OURS)) > TARGET_MEMORY
     ]
-    ratio = median(ratios(measured, "narrow", OURS))
-    if ratio < TARGET_RATIO:
-        missed.append(f"narrow: {ratio:.3f} of {REFERENCE}'s rows/s, at least {TARGET_RATIO}")
+    missed += [
+        f"narrow: {found:.3f} of {reference}'s rows/s, at least {TARGET_RATIO}"
+        for way, reference in ((OURS, REFERENCE), (OURS_LARGER, REFERENCE_LARGER))
+        if (found := ratio(measured, "narrow", way, reference)) < TARGET_RATIO
+    ]
     for line in missed:
         print(f"Missed: {line}", file=sys.stderr)
     return 1 if missed else 0
@@ -249,7 +255,7 @@ def judge(measured: Measured, sizes: dict[str, int]) -> int:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--fast", action="store_true", help="a tenth of the rows")
-    parser.add_argument("--rounds", type=int, default=7, help="of all ways, by turns")
+    parser.add_argument("--rounds", type=int, default=5, help="of all ways, by turns")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     parser.add_argument("--output", type=Path, help="a Markdown page to write the table into")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)

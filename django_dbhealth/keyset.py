@@ -94,7 +94,7 @@ class Key(NamedTuple):
             beyond = Q(**{f"{name}__{'lt' if sign else 'gt'}": value})
             after = beyond | (Q(**{name: value}) & after) if after else beyond
         if len(self.fields) > 1:  # an index is entered at the first field's value
-            after &= Q(**{f"{name}__{'lte' if sign else 'gte'}": value})
+            after = Q(**{f"{name}__{'lte' if sign else 'gte'}": value}) & after
         return after
 
     def _after_row(self, values: Sequence[Any]) -> Func:

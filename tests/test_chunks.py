@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,8 @@ from django_dbhealth import LongRunningCommand, chunked_iterator
 from tests.app.models import Book, Loan, Novel, Page, Row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.conftest import Database
 
 MODELS = (Book, Novel, Loan, Page)
@@ -261,6 +264,41 @@ def test_resumed_from_text(library: Database, name: str) -> None:
             left = chunked_iterator(queryset.all(), order_by=order_by, start_after=rows.position)
             assert left.position == rows.position
             assert left.count() == len(expected) - number
+
+
+CONDITIONS = {
+    "mysql": {
+        "pk": "(volume >= 1 AND (volume > 1 OR (volume = 1 AND number > 3)))",
+        "-pk": "(volume <= 1 AND (volume < 1 OR (volume = 1 AND number < 3)))",
+        ("volume", "-number"): "(volume >= 1 AND (volume > 1 OR (volume = 1 AND number < 3)))",
+    },
+    "postgresql": {
+        "pk": "(volume, number) > (1, 3)",
+        "-pk": "(volume, number) < (1, 3)",
+        ("volume", "-number"): "(volume >= 1 AND (volume > 1 OR (volume = 1 AND number < 3)))",
+    },
+}
+
+
+@pytest.mark.parametrize("order_by", CONDITIONS["mysql"], ids=str)
+def test_condition_is_one_that_an_index_serves(library: Database, order_by: Any) -> None:
+    """EXPLAIN showed with which one the database enters the index at the right place."""
+    rows = chunked_iterator(Page.objects.using(ALIAS), order_by=order_by, start_after=(1, 3))
+    with CaptureQueriesContext(connections[ALIAS]) as queries:
+        list(rows)
+    sql = re.sub(r"[`\"]|app_page.\.", "", queries[0]["sql"])
+    assert CONDITIONS[library.server.vendor][order_by] in sql
+
+
+def test_server_side_binding(library: Database, add_database: Callable[..., str]) -> None:
+    """Every value's type is known to PostgreSQL without psycopg writing it into the text."""
+    if library.server.vendor != "postgresql":
+        pytest.skip("an option of psycopg")
+    settings = connections.settings[ALIAS]
+    alias = add_database({**settings, "OPTIONS": {"server_side_binding": True}})
+    for name, (model, order_by, ordering) in KEYS.items():
+        rows = chunked_iterator(model.objects.using(alias), order_by=order_by, chunk_size=5)
+        assert list(rows) == list(model.objects.using(alias).order_by(*ordering)), name
 
 
 # What comes of a row

@@ -268,7 +268,9 @@ COMMAND_NAMES = sorted(name for name in OWN if not hasattr(BaseCommand, name))
 @pytest.mark.parametrize("name", [*django_dbhealth.__all__, *COMMAND_NAMES])
 def test_public_name_is_documented(name: str) -> None:
     """Under a heading of its own."""
-    text = "".join(prose(ROOT / "docs" / page) for page in ("boundaries.md", "chunks.md", "commands.md"))
+    text = "".join(
+        prose(ROOT / "docs" / page) for page in ("boundaries.md", "chunks.md", "commands.md")
+    )
     assert re.search(rf"^#+ `{name}\b", text, re.MULTILINE)
 
 
