@@ -367,12 +367,20 @@ class Chaos:
         self._server.start()
 
 
-@pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [
+        pytest.param("mariadb", "django.db.backends.mysql", id="mysqlclient"),
+        pytest.param("mariadb", "tests.pymysql_backend", id="PyMySQL"),
+        pytest.param("postgresql", "django.db.backends.postgresql", id="psycopg"),
+    ],
+)
 def test_random_faults(
     new_server: Callable[..., Server],
     add_database: Callable[..., str],
     caplog: pytest.LogCaptureFixture,
     kind: str,
+    engine: str,
 ) -> None:
     """The server killed and restarted, the wire cut: every row comes exactly once, in order.
 
@@ -382,7 +390,7 @@ def test_random_faults(
     server = new_server(kind)
     count, loops = 300, 0
     with Proxy(server.host, server.port) as proxy:
-        address = {"HOST": proxy.host, "PORT": str(proxy.port)}
+        address = {"ENGINE": engine, "HOST": proxy.host, "PORT": str(proxy.port)}
         alias = add_database({**server.django(transport="tcp"), **address})
         fill(alias, count)
         with (
@@ -397,7 +405,7 @@ def test_random_faults(
         connections[alias].close()
     assert len(chaos.made) == faults
     again = [record for record in caplog.records if record.name == "django_dbhealth.chunks"]
-    print(f"{kind}: {faults} faults, {len(again)} pieces read again, {loops} loops")
+    print(f"{engine}: {faults} faults, {len(again)} pieces read again, {loops} loops")
     assert len(again) > faults / 4
 
 
