@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         connection_boundary,
         connections_released,
     )
+    from .chunks import chunked_iterator
     from .diagnosis import classify
     from .faults import Fault, Kind, Outcome
     from .management.base import LongRunningCommand
@@ -28,6 +29,7 @@ __all__ = [
     "OpenConnection",
     "Outcome",
     "aclose_old_connections",
+    "chunked_iterator",
     "classify",
     "close_old_connections",
     "connection_boundary",
@@ -44,6 +46,7 @@ _MODULES = {
     "OpenConnection": ".registry",
     "open_connections": ".registry",
     "aclose_old_connections": ".boundaries",
+    "chunked_iterator": ".chunks",
     "close_old_connections": ".boundaries",
     "connection_boundary": ".boundaries",
     "connections_released": ".boundaries",

@@ -278,7 +278,7 @@ OWN = {name for name in vars(LongRunningCommand) if not name.startswith("_")}
 COMMAND_NAMES = sorted(name for name in OWN if not hasattr(BaseCommand, name))
 
 
-DESCRIBING = ("boundaries.md", "commands.md", "errors.md", "retrying.md")
+DESCRIBING = ("boundaries.md", "chunks.md", "commands.md", "errors.md", "retrying.md")
 
 
 @pytest.mark.parametrize("name", [*django_dbhealth.__all__, *COMMAND_NAMES])

@@ -15,9 +15,11 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db import reset_queries
+from django.db.models import QuerySet
 from django.utils.asyncio import async_unsafe
 
 from django_dbhealth.boundaries import connection_boundary, connections_released
+from django_dbhealth.chunks import ChunkedIterator, chunked_iterator
 from django_dbhealth.connecting import patient
 
 from .output import PatientOutput
@@ -76,11 +78,14 @@ class LongRunningCommand(BaseCommand):
     ) -> Iterator[T]:
         """Yield the items and show how many are done: a bar on a terminal, else a log line.
 
-        ``total`` is the number of items, where ``iterable`` cannot tell it. No connection is
-        touched in between. A request to stop takes effect between two items.
+        ``total`` is the number of items, where ``iterable`` cannot tell it. A queryset is read
+        with ``chunked_iterator()``, in the order of its primary key; one that this refuses is read
+        as always. No connection is touched in between. A request to stop takes effect between two
+        items.
         """
-        if total is None and isinstance(iterable, Sized):
-            total = len(iterable)
+        iterable = _in_pieces(iterable)
+        if total is None:
+            total = _number_of(iterable)
         meter = Meter(description, total)
         self._stop.checkpoint()
         with self._progress.shown(meter) as update:
@@ -181,6 +186,22 @@ class LongRunningCommand(BaseCommand):
             logger.warning(line)
         elif not has_traceback:  # which carries the line as a note
             self.stderr.write(line)
+
+
+def _in_pieces(iterable: Iterable[T]) -> Iterable[T]:
+    """Return what reads a queryset in pieces, if it can be; the rows of others are here already."""
+    if not isinstance(iterable, QuerySet) or iterable._result_cache is not None:
+        return iterable
+    try:
+        return chunked_iterator(iterable)
+    except ValueError:
+        return iterable
+
+
+def _number_of(iterable: Iterable[Any]) -> int | None:
+    if isinstance(iterable, ChunkedIterator):
+        return iterable.count()
+    return len(iterable) if isinstance(iterable, Sized) else None
 
 
 class Sleep(connections_released):

@@ -101,6 +101,7 @@ class Vendor:
     has_server_side_cursors: bool = False  # used by Django's iterator()
     has_pool: bool = False  # Django's own, OPTIONS["pool"]
     refuses_unknown_options: bool = False  # connect() raises for them
+    finds_row_values: bool = False  # (a, b) > (x, y) by an index on a and b
     session_option: str | None = None  # the key in OPTIONS of what every new session sets
 
     def idle_timeout_in(self, session_option: str) -> float | None:

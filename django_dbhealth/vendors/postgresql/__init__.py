@@ -33,6 +33,9 @@ class PostgreSQL(Vendor):
     drivers: ClassVar[Mapping[str, Driver]] = {"psycopg": Psycopg(), "psycopg2": Psycopg2()}
     has_server_side_cursors = True
     has_pool = True
+    # Manual: Row and Array Comparisons. Measured, in the middle of 300,000 rows: 0.2 ms; with AND
+    # and OR 16 ms. MariaDB: 60 and 2 ms.
+    finds_row_values = True
     refuses_unknown_options = True
     session_option = "options"
     address_options = ("host", "hostaddr", "port", "service")
