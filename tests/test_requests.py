@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +21,9 @@ from django.core.signals import got_request_exception
 from django.db import OperationalError, connections
 from django.test import AsyncClient, AsyncRequestFactory, Client, override_settings
 
-from django_dbhealth.views import OUR_PAGE, RETRY_AFTER
+from django_dbhealth.faults import Kind
+from django_dbhealth.health import Status
+from django_dbhealth.views import OUR_PAGE, RETRY_AFTER, TEMPLATE
 from tests.conftest import create_tables, register, unregister
 from tests.served import served
 from tests.servers.base import USER
@@ -27,11 +31,11 @@ from tests.site import QueryingMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.served import Site
     from tests.servers import Server
 
+ROOT = Path(__file__).resolve().parent.parent
 KINDS = ["mariadb", "postgresql"]
 OURS = "django_dbhealth.middleware.DatabaseUnavailableMiddleware"
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
@@ -218,6 +222,19 @@ def test_page_needs_nothing_else() -> None:
     assert "src=" not in page
     assert "url(" not in page
     assert "<link" not in page
+
+
+def test_what_the_docs_say() -> None:
+    """The number, the names and the bodies that docs/requests.md shows are those of the code."""
+    text = " ".join((ROOT / "docs/requests.md").read_text().split())
+    assert f"`Retry-After: {RETRY_AFTER}`" in text
+    assert f"`{json.dumps({'error': 'The database is unavailable.'})}`" in text
+    assert OURS in text
+    assert f"`{TEMPLATE}`" in text
+    [detail] = re.findall(r"```json (.+?) ```", text)
+    assert json.loads(detail)["databases"]["default"]["reason"] in {each.value for each in Kind}
+    for status in Status:
+        assert f"| `{status.name.lower()}` |" in text
 
 
 # Sync and async
