@@ -269,6 +269,18 @@ def test_no_thread_hop() -> None:
     assert hops([OURS], "/") == hops([], "/") == 1
 
 
+@pytest.mark.parametrize(("get", "prefix"), WAYS)
+def test_among_other_middleware(get: Any, prefix: str, down: str) -> None:
+    """Others around it and inside of it take it for what it is, sync or async."""
+    around = "django.middleware.security.SecurityMiddleware"
+    inside = "django.middleware.common.CommonMiddleware"
+    with override_settings(MIDDLEWARE=[around, OURS, inside]):
+        response = get(f"{prefix}/")
+        assert response.status_code == 200
+        assert response["X-Content-Type-Options"] == "nosniff"
+        assert_is_503(get(f"{prefix}/count/{down}/"))
+
+
 # Under load
 
 CLIENTS = 20
