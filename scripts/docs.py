@@ -152,10 +152,8 @@ with transaction.atomic():
         """\
 from django.db import connection
 
-SLOW = (
-    "INSERT INTO example_project_product (sku, price, updated)"
-    " SELECT 'USD', SLEEP(3), '2026-11-25'"
-)
+SLOW = "INSERT INTO example_project_product SELECT NULL, 'USD', SLEEP(3), '2026-11-25'"
+
 with connection.cursor() as cursor:
     cursor.execute(SLOW)
 """,
