@@ -31,6 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import django
 import pyperf
@@ -42,6 +43,7 @@ from django.db.models.expressions import RawSQL
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from django_dbhealth import wrappers  # noqa: E402
 from tests.servers import MariaDBServer, PostgreSQLServer  # noqa: E402
 
 if TYPE_CHECKING:
@@ -217,6 +219,50 @@ def prepared_query(
     return block
 
 
+def connect(connection: BaseDatabaseWrapper, server: Server) -> Block:
+    """Connect, as far from the program's own code as a query of the ORM is."""
+
+    def block(count: int) -> float:
+        seconds = 0.0
+        for _ in range(count):
+            connection.close()
+            begun = pyperf.perf_counter()
+            at_depth(ORM_DEPTH, connection.ensure_connection)
+            seconds += pyperf.perf_counter() - begun
+        return seconds
+
+    return block
+
+
+def connect_unnoted(connection: BaseDatabaseWrapper, server: Server) -> Block:
+    """Connect without the entry for open_connections()."""
+    block = connect(connection, server)
+
+    def unnoted(count: int) -> float:
+        with patch.object(wrappers, "note_opened", nothing):
+            return block(count)
+
+    return unnoted
+
+
+def nothing(watch: object) -> None:
+    pass
+
+
+ORM_DEPTH = 10  # frames, as between the program's line and the connect in objects.create()
+
+
+def at_depth(depth: int, function: Callable[[], object]) -> None:
+    """Call a function from so many frames of Django's ORM."""
+    source = "def call(n, function):\n    return call(n - 1, function) if n else function()"
+    if not djangos:
+        exec(compile(source, str(Path(django.__file__).parent / "db" / "x.py"), "exec"), djangos)
+    djangos["call"](depth, function)
+
+
+djangos: dict[str, Callable[..., object]] = {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Two ways to do the same: the ratio is that of the first's time to the second's."""
@@ -278,6 +324,15 @@ CASES = {
         target=1.05,
         block=1,
         rounds=8,
+        connects=True,
+    ),
+    "noted": Case(
+        title="a connect, noted for open_connections() / not noted",
+        first=(connect, GUARDED),
+        second=(connect_unnoted, GUARDED),
+        target=1.02,
+        block=20,
+        rounds=20,
         connects=True,
     ),
     "ping": Case(

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from .diagnosis import classify
     from .faults import Fault, Kind, Outcome
     from .management.base import LongRunningCommand
+    from .registry import OpenConnection, open_connections
 
 __all__ = [
     "Fault",
     "Kind",
     "LongRunningCommand",
+    "OpenConnection",
     "Outcome",
     "aclose_old_connections",
     "chunked_iterator",
@@ -32,6 +34,7 @@ __all__ = [
     "close_old_connections",
     "connection_boundary",
     "connections_released",
+    "open_connections",
 ]
 
 _MODULES = {
@@ -40,6 +43,8 @@ _MODULES = {
     "Outcome": ".faults",
     "classify": ".diagnosis",
     "LongRunningCommand": ".management.base",
+    "OpenConnection": ".registry",
+    "open_connections": ".registry",
     "aclose_old_connections": ".boundaries",
     "chunked_iterator": ".chunks",
     "close_old_connections": ".boundaries",

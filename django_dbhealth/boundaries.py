@@ -27,7 +27,6 @@ from django.utils.asyncio import async_unsafe
 from django.utils.connection import ConnectionDoesNotExist
 
 from .closing import close_if, connections_of_this_thread, give_back
-from .conf import config_for
 from .vendors import driver_of
 from .watch import watch_of
 
@@ -451,7 +450,5 @@ def _idle_past_the_limit(connection: BaseDatabaseWrapper) -> bool:
     watch = watch_of(connection)
     if watch is None:
         return False  # nobody knows how long it was idle
-    limit = config_for(connection.alias).server_idle_timeout
-    if limit is None:
-        limit = watch.vendor.default_idle_timeout
+    limit = watch.idle_limit()
     return limit is not None and watch.idle_seconds() >= limit

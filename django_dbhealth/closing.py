@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from .vendors.base import Driver
+    from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.closing")
 
@@ -101,12 +102,28 @@ def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: b
     )
     if watch is not None and watch.interrupted and liveness is Liveness.BUSY:
         liveness = Liveness.LOST  # nobody will ever end the statement
+    if liveness is Liveness.ALIVE and _is_left_behind(connection, watch, config.ping_timeout):
+        liveness = Liveness.LOST
     if watch is not None:
         watch.lost = liveness is Liveness.LOST
     if liveness is Liveness.ALIVE and suspect:
         connection.errors_occurred = False
         connection.health_check_done = True  # type: ignore[attr-defined]
         if watch is not None:
-            watch.in_doubt = watch.interrupted = False
+            watch.in_doubt = watch.refused_write  # until the server could be asked
+            watch.interrupted = False
             watch.last_used = monotonic()  # the server has answered
     return liveness
+
+
+def _is_left_behind(connection: BaseDatabaseWrapper, watch: Watch | None, timeout: float) -> bool:
+    """Return whether a write was refused because of a failover, and nothing would be lost.
+
+    The codes for it have other meanings too, so the server is asked.
+    """
+    if watch is None or not watch.refused_write or not connection.autocommit:
+        return False
+    if watch.carries_anything():
+        return False
+    watch.refused_write = not watch.driver.takes_writes(connection.connection, timeout=timeout)
+    return watch.refused_write

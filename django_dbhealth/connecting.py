@@ -77,6 +77,7 @@ def connect_patiently(
             connect()
             return
         except (Error, connection.Database.Error) as error:  # type: ignore[attr-defined]
+            watch.tried_seconds = time.monotonic() - began
             fault = watch.vendor.fault(error, connecting=True)
             if fault is None or fault.kind not in WORTH_WAITING:
                 raise

@@ -94,11 +94,11 @@ def _fault_of(
 
 def _outcome(fault: Fault, circumstances: Circumstances) -> Outcome:
     """Return what became of the statement, or of its transaction, under these circumstances."""
-    if fault.outcome is Outcome.UNKNOWN:
-        return Outcome.UNKNOWN
+    if fault.outcome is Outcome.UNKNOWN or circumstances.connecting:
+        return fault.outcome
     if circumstances.in_transaction and not fault.connection_usable:
         return Outcome.ROLLED_BACK
-    if not circumstances.several or circumstances.connecting:
+    if not circumstances.several:
         return fault.outcome
     if circumstances.in_transaction and fault.outcome is Outcome.ROLLED_BACK:
         return Outcome.ROLLED_BACK

@@ -50,14 +50,15 @@ class Fault:
 
     ``code`` is the server's or the driver's number, or an SQLSTATE; None where there is none.
     ``name`` is the code's name in its vendor's manual, or else words of the message.
-    ``variant`` tells the meanings of one code apart. ``source`` says what proves it: a
-    measurement, or only the manual.
+    ``variant`` tells the meanings of one code apart. ``messages`` is how the error reads, as far
+    as that is always the same. ``source`` says what proves it: a measurement, or only the manual.
     """
 
     kind: Kind
     code: int | str | None = None
     name: str
     variant: str = ""
+    messages: tuple[str, ...] = ()
     outcome: Outcome
     connection_usable: bool
     meaning: str
@@ -132,6 +133,12 @@ class Circumstances:
     connecting: bool
     in_transaction: bool  # in which something had run
     several: bool = False  # executemany(), callproc(), several statements in one text
+    committing: bool = False
+    lost: bool = False  # the driver has given the connection up
+    why_not_healed: str = ""  # should it be lost
+    idle_seconds: float = 0.0  # from the last sign of life to the error
+    ran_seconds: float = 0.0  # of these the statement's own, where that is known
+    tried_seconds: float = 0.0  # to connect
 
 
 def circumstances_of(error: BaseException) -> Circumstances | None:

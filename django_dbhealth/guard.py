@@ -11,10 +11,13 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from django.db import DataError, IntegrityError
+
 from .closing import close, find_liveness
 from .conf import config_for
-from .faults import Circumstances
+from .faults import Circumstances, Kind
 from .liveness import Liveness
+from .notes import note_fault
 from .signals import connection_healed, connection_lost
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ BLOCK = (
     "run_on_commit",
     "savepoint_ids",
 )
+
+# Errors that are no matter of the connection, and that programs make on purpose: get_or_create().
+OF_DATA = (DataError, IntegrityError)
 
 # Before use
 
@@ -155,31 +161,56 @@ def _replace_in_block(connection: Any, watch: Watch) -> None:
 
 
 def note_failure(connection: Any, watch: Watch, error: Error) -> None:
-    """Note whether the connection is lost with this error, and tell what was lost with it."""
+    """Note what has happened with this error, on it and for the connection's next use."""
+    if isinstance(error, OF_DATA):
+        return
+    connecting = watch.connecting or connection.connection is None
+    was_known, state = watch.lost, watch.session_state()
+    if not connecting and not watch.committed:
+        watch.lost = was_known or watch.driver.has_given_up(connection.connection, error)
     error.dbhealth_circumstances = Circumstances(  # type: ignore[attr-defined]
         alias=connection.alias,
-        connecting=watch.connecting or connection.connection is None,
-        in_transaction=connection.in_atomic_block or not connection.autocommit,
+        connecting=connecting,
+        in_transaction=watch.is_in_transaction(),
+        committing=watch.committing,
+        lost=watch.lost and not connecting,
+        why_not_healed=_why_not_healed(connection, watch, state),
+        idle_seconds=watch.idle_seconds(),
+        tried_seconds=watch.tried_seconds,
     )
-    if watch.connecting or watch.committed or connection.connection is None:
+    fault = note_fault(connection, watch, error)
+    if connecting or watch.committed:
         return
-    was_known = watch.lost
-    watch.lost = was_known or watch.driver.has_given_up(connection.connection, error)
+    watch.refused_write |= fault is not None and fault.kind is Kind.READ_ONLY
     if not watch.lost:
         return
-    state = watch.session_state()
-    if not connection.autocommit and not connection.in_atomic_block:
-        state = (*state, "what was not committed")
-    if state:
-        error.add_note(
-            f"The session of the connection {connection.alias!r} is lost, and with it: "
-            f"{', '.join(state)}. The next use gets a new session without."
-        )
-        watch.forget_session_state()
+    watch.forget_session_state()
     if not was_known:
+        if not connection.autocommit and not connection.in_atomic_block:
+            state = (*state, "what was not committed")
         loss = Loss(connection, reason="a statement failed", idle_seconds=watch.idle_seconds())
         loss.log_unhealed(state)
         loss.send(connection_lost, duration=0.0)
+
+
+def _why_not_healed(connection: Any, watch: Watch, state: tuple[str, ...]) -> str:
+    reasons = []
+    if connection.allow_thread_sharing:
+        reasons.append("it is shared between threads")
+    if any(block._from_testcase for block in connection.atomic_blocks):
+        reasons.append("it is in the transaction of a TestCase")
+    elif connection.in_atomic_block or watch.committing:
+        reasons.append("it was in a transaction")
+    elif not connection.autocommit:
+        reasons.append(
+            "autocommit is off, and what was not committed is lost (close the connection, or turn "
+            "autocommit on, before its next use)"
+        )
+    if state:
+        reasons.append(
+            f"lost with its session: {', '.join(state)} (the next use has a new session without)"
+        )
+    return "; ".join(reasons) or "the guard had looked before, and no statement is sent twice"
 
 
 class Loss:
@@ -234,6 +265,8 @@ class Loss:
 def _reason(watch: Watch, was_known: bool, *, waited_in_vain: bool) -> str:
     if watch.interrupted:
         return "interrupted in a statement"
+    if watch.refused_write:
+        return "the server is read-only"
     if was_known:
         return "a statement failed"
     return "no answer to a probe" if waited_in_vain else "closed by the server"

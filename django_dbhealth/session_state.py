@@ -139,6 +139,14 @@ class RuleSet:
             self.harmless.clear()  # cheaper than any order
         self.harmless.add(sql)
 
+    def has_several(self, sql: object) -> bool:
+        """Return whether a text has several statements in it; one that cannot be read may have."""
+        text = sql if isinstance(sql, str) else _as_text(sql)
+        if text is None or ";" not in text:
+            return text is None
+        pieces = _Text(self._token_pattern, text, self._folds_case).pieces
+        return sum(not piece.isspace() and piece != "" for piece in pieces) > 1
+
     def is_quiet(self, sql: str) -> bool:
         """Tell cheaply that a text changes no state; False is no proof of the contrary."""
         markers = self._quiet.get(sql[:6])  # SELECT, INSERT, UPDATE, DELETE as the ORM writes them
@@ -257,6 +265,11 @@ class SessionState:
 
     def __bool__(self) -> bool:
         return bool(self._held)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether raw SQL has begun a transaction."""
+        return (TRANSACTION, "") in self._held
 
     def observe(self, sql: object, params: object = None) -> None:
         """Take note of a statement that succeeded."""

@@ -7,6 +7,7 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from .conf import config_for
 from .session_state import SessionState
 from .vendors import driver_of, vendor_named
 from .vendors.base import HUNG_UP, poller
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
+    from .registry import Opening
     from .vendors.base import Driver, Poll, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
@@ -26,11 +28,13 @@ class Watch:
     """What is known of one connection since it was opened."""
 
     __slots__ = (
+        "__weakref__",
         "_connection",
         "_references",
         "bounded",
         "closed",
         "committed",
+        "committing",
         "connecting",
         "cursors",
         "driver",
@@ -40,9 +44,12 @@ class Watch:
         "interrupted",
         "last_used",
         "lost",
+        "opening",
         "poll",
+        "refused_write",
         "savepoints",
         "session",
+        "tried_seconds",
         "used",
         "vendor",
     )
@@ -56,6 +63,8 @@ class Watch:
         self.driver: Driver = driver
         self.session = SessionState(vendor.session_rules)
         self.connecting = False
+        self.tried_seconds = 0.0  # to connect, until the last refusal
+        self.opening: Opening | None = None  # when, where and by whom it was opened
         self.generation = 0  # of the handle: a cursor of an older one is stale,
         self.healed_since = 0  # and follows to the new one, if it is not older than this
         self.lost = False
@@ -72,7 +81,9 @@ class Watch:
         self.bounded = False  # a connect is ours, and must not hang where the user's own would
         self.in_doubt = False  # an error passed since it was last known to be alive
         self.interrupted = False  # in a statement, by an exception that is not the database's
+        self.refused_write = False  # a statement, by a server that may be read-only
         self.lost = False  # known, so that nothing needs to be asked
+        self.committing = False
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
         self._nothing_has_run()
@@ -87,6 +98,23 @@ class Watch:
     def _nothing_has_run(self) -> None:
         self.used = False
         self.savepoints: list[str] = []  # sent, while nothing else was
+
+    def connection(self) -> BaseDatabaseWrapper | None:
+        """Return the connection, None where nobody uses it any more."""
+        return self._connection()
+
+    def is_in_transaction(self) -> bool:
+        """Return whether a transaction is open, or autocommit is off."""
+        connection = self._connection()
+        return connection is not None and (
+            connection.in_atomic_block or not connection.autocommit or self.session.in_transaction
+        )
+
+    def idle_limit(self) -> float | None:
+        """Return after how many idle seconds the server drops it, None where nobody knows."""
+        connection = self._connection()
+        limit = config_for(connection.alias).server_idle_timeout if connection else None
+        return self.vendor.default_idle_timeout if limit is None else limit
 
     def idle_seconds(self) -> float:
         """Return the seconds since the last sign of life: a statement that came back, a probe."""

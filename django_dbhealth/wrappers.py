@@ -21,6 +21,8 @@ from .conf import config_for
 from .connecting import connect_patiently
 from .guard import BLOCK, before_use, note_failure
 from .liveness import Liveness, check_liveness
+from .notes import note_statement
+from .registry import note_opened
 from .watch import Watch, watch_of
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
             # new session: it is not counted.
             watch.connecting = False
             watch.reset()
+        note_opened(watch)
 
     def get_connection_params(self) -> dict[str, Any]:
         parameters: dict[str, Any] = super().get_connection_params()
@@ -188,7 +191,12 @@ class WatchedConnection(Base):  # type: ignore[misc]
             watch.savepoints.append(sid)
 
     def _commit(self) -> None:
-        super()._commit()
+        watch = self.dbhealth_watch
+        watch.committing = True
+        try:
+            super()._commit()
+        finally:
+            watch.committing = False
         self._transaction_ended()
 
     def _rollback(self) -> None:
@@ -321,7 +329,11 @@ class WatchedCursor(Base):  # type: ignore[misc]
             if self.generation != watch.generation or watch.lost:
                 self._follow(generation)
         watch.used = True
-        result = executor(sql, params, many, context)
+        try:
+            result = executor(sql, params, many, context)
+        except Error as error:
+            note_statement(self.db, error, sql, many=many, began=now)
+            raise
         watch.last_used = now  # not for one that Django refused to send: that tells nothing
         if not watch.connecting:
             watch.session.observe(sql, None if many else params)
@@ -332,7 +344,11 @@ class WatchedCursor(Base):  # type: ignore[misc]
         now = monotonic()
         self._before_use(watch, now)
         watch.used = True
-        result = super().callproc(*args, **kwargs)
+        try:
+            result = super().callproc(*args, **kwargs)
+        except Error as error:
+            note_statement(self.db, error, "", many=True, began=now)
+            raise
         watch.last_used = now
         return result
 

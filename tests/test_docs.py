@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import difflib
 import importlib
 import os
@@ -166,7 +167,19 @@ def lose_connection():
         cursor.db.close()
 
 
-namespace = {"__name__": "example", "lose_connection": lose_connection}
+def deadlock():
+    "Let the server say that another transaction is in the way."
+    sql = {
+        "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213",
+        "postgresql": "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$",
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(sql[connection.vendor])
+
+
+namespace = {
+    "__name__": "example", "lose_connection": lose_connection, "deadlock": deadlock
+}
 exec(compile(os.environ["EXAMPLE"], "example", "exec"), namespace)
 if "Command" in namespace:
     Price.objects.all().delete()
@@ -265,12 +278,13 @@ OWN = {name for name in vars(LongRunningCommand) if not name.startswith("_")}
 COMMAND_NAMES = sorted(name for name in OWN if not hasattr(BaseCommand, name))
 
 
+DESCRIBING = ("boundaries.md", "chunks.md", "commands.md", "errors.md", "retrying.md")
+
+
 @pytest.mark.parametrize("name", [*django_dbhealth.__all__, *COMMAND_NAMES])
 def test_public_name_is_documented(name: str) -> None:
     """Under a heading of its own."""
-    text = "".join(
-        prose(ROOT / "docs" / page) for page in ("boundaries.md", "chunks.md", "commands.md")
-    )
+    text = "".join(prose(ROOT / "docs" / page) for page in DESCRIBING)
     assert re.search(rf"^#+ `{name}\b", text, re.MULTILINE)
 
 
@@ -307,6 +321,7 @@ def test_commands_use_what_there_is(block: Block) -> None:
 
 OUR_NAMES = [
     *django_dbhealth.__all__,
+    *(field.name for field in dataclasses.fields(django_dbhealth.Fault)),
     *COMMAND_NAMES,
     *KINDS,
     "DBHEALTH",

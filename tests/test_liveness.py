@@ -346,3 +346,26 @@ def test_pipeline_is_busy(psycopg: Client, postgresql: Server) -> None:
     with handle.pipeline():
         assert check(psycopg, handle, suspect=True) is Liveness.BUSY
     assert check(psycopg, handle, suspect=True) is Liveness.ALIVE
+
+
+# Does it take writes?
+
+
+def test_takes_writes(client: Client, handle: Any) -> None:
+    """The server is asked, and the session is as before."""
+    assert client.driver.takes_writes(handle, timeout=5)
+    assert client.query(handle, "SELECT 41 + 1") == 42
+    if client.vendor == "postgresql":
+        handle.cursor().execute("SET default_transaction_read_only = on")
+        assert not client.driver.takes_writes(handle, timeout=5)
+
+
+def test_no_answer_whether_it_takes_writes(client: Client, shared_server: Server) -> None:
+    """The question is bounded in time, and then the handle is of no use."""
+    with Proxy(shared_server.host, shared_server.port) as proxy:
+        handle = client.connect(proxy)
+        proxy.swallow()
+        assert not client.driver.takes_writes(handle, timeout=0.2)
+        proxy.pass_through()
+        with pytest.raises(handle.Error if client.module != "psycopg" else Exception, match=GONE):
+            client.query(handle, "SELECT 1")

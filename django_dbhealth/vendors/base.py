@@ -40,6 +40,9 @@ class Driver(ABC):
     # Closing the handle makes its cursors raise, from their own close() too.
     cursors_need_handle = False
 
+    # The options of a connect that say for how many seconds at most it waits for the server.
+    timeouts: tuple[str, ...] = ("connect_timeout",)
+
     @abstractmethod
     def descriptor(self, handle: Any) -> int | None:
         """Return the descriptor of the handle's socket, None for a handle that was closed."""
@@ -74,6 +77,14 @@ class Driver(ABC):
         """
         return False
 
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        """Return whether the server lets the session write; it has ``timeout`` seconds to say so.
+
+        A handle of which that is not known may be in the middle of the protocol: it must not be
+        used again.
+        """
+        return True
+
     def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
         """Let a connect with the parameters take so long at most, where the user set no limit."""
         parameters.setdefault("connect_timeout", seconds)
@@ -85,7 +96,8 @@ class Driver(ABC):
 class Vendor:
     """One kind of database server. The attributes' values here are those of an unknown one."""
 
-    name: str
+    name: str  # Django's
+    title: str  # in words
     drivers: ClassVar[Mapping[str, Driver]]  # by the name of the driver's module
     default_idle_timeout: float | None = None  # seconds, where nothing else is known
     has_server: bool = True
@@ -106,6 +118,13 @@ class Vendor:
     def driver_problem(self) -> str | None:
         """Return what is wrong with the driver that Django has loaded, as a full sentence."""
         return None
+
+    address_options: tuple[str, ...] = ()  # the keys in OPTIONS that say where the server is
+
+    def address_in(self, settings: Mapping[str, Any]) -> tuple[object, ...]:
+        """Return what tells one server from another in settings of DATABASES."""
+        options = settings["OPTIONS"]
+        return (settings["HOST"], settings["PORT"], *map(options.get, self.address_options))
 
     session_rules: RuleSet
 

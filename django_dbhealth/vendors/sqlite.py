@@ -16,6 +16,7 @@ class SQLite(Vendor):
     """SQLite. It has no drivers here: its connections are left alone."""
 
     name = "sqlite"
+    title = "SQLite"
     drivers: ClassVar[Mapping[str, Driver]] = {}
     has_server = False
     refuses_unknown_options = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from tests.servers.base import Server, ServerError, Session, wait_for
 from tests.servers.mariadb import MariaDBServer
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgresql import PostgreSQLServer
 from tests.servers.proxy import Proxy
 
 __all__ = [
     "MariaDBServer",
+    "PgBouncer",
     "PostgreSQLServer",
     "Proxy",
     "Server",

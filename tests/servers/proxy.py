@@ -66,6 +66,10 @@ class Proxy:
         """Accept new connections again, on the same port."""
         self._call(self._listen())
 
+    def lead_to(self, target_host: str, target_port: int) -> None:
+        """Forward new connections to another server; those there are go on."""
+        self._target = (target_host, target_port)
+
     def cut(self) -> None:
         """Close all connections, on both sides."""
         self._call(self._close_links())

@@ -30,11 +30,13 @@ class MySQL(Vendor):
     """MySQL and MariaDB: to Django, and for most questions, they are one."""
 
     name = "mysql"
+    title = "MySQL and MariaDB"
     drivers: ClassVar[Mapping[str, Driver]] = {"MySQLdb": MySQLClient(), "pymysql": PyMySQL()}
     # The servers' own default is 28800; hosts that share a server set 300 and less.
     default_idle_timeout = 300
     refuses_unknown_options = True
     session_option = "init_command"
+    address_options = ("host", "port", "unix_socket", "read_default_file")
 
     def idle_timeout_in(self, session_option: str) -> float | None:
         found = [

@@ -12,11 +12,20 @@ from .faults import CLIENT_CODES, fault_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# MySQL's super_read_only sets the first too; a reader of Aurora has only the second. MariaDB 12 has
+# several words for yes.
+QUESTION = "SELECT @@read_only, @@innodb_read_only"
+NO = (0, "0", b"0", "OFF", b"OFF")
+
+# Without the second SET NAMES, which both drivers send in connect(), would wait for ever.
+TIMEOUTS = ("connect_timeout", "read_timeout")
+
 
 class MySQLClient(Driver):
     """mysqlclient, whichever client library it was built with."""
 
     cursors_need_handle = True
+    timeouts = TIMEOUTS
 
     def descriptor(self, handle: Any) -> int | None:
         try:
@@ -47,6 +56,19 @@ class MySQLClient(Driver):
                 hang_up(descriptor)
             raise
         return Liveness.ALIVE
+
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        try:
+            descriptor = handle.fileno()
+            handle.send_query(QUESTION.encode())
+            if not readable(descriptor, timeout):
+                hang_up(descriptor)
+                return False
+            handle.read_query_result()
+            (answers,) = handle.store_result().fetch_row()
+        except handle.Error:
+            return False
+        return all(answer in NO for answer in answers)
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         # The library's own errors. What the server says before it hangs up (4031, 1927, 1053)
@@ -80,6 +102,8 @@ def _is_alive(error: Exception) -> bool:
 class PyMySQL(Driver):
     """PyMySQL. It has no public way to reach its socket or to bound one call."""
 
+    timeouts = TIMEOUTS
+
     def descriptor(self, handle: Any) -> int | None:
         return int(handle._sock.fileno()) if handle.open else None
 
@@ -101,6 +125,19 @@ class PyMySQL(Driver):
         finally:
             handle._read_timeout = read_timeout
         return Liveness.ALIVE
+
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        read_timeout = handle._read_timeout
+        handle._read_timeout = timeout
+        try:
+            with handle.cursor() as cursor:
+                cursor.execute(QUESTION)
+                answers = cursor.fetchone()
+        except (handle.Error, OSError):
+            return False
+        finally:
+            handle._read_timeout = read_timeout
+        return all(answer in NO for answer in answers)
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return not handle.open

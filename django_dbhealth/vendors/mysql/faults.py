@@ -48,6 +48,10 @@ _LOST_AT_CONNECT = _unreachable(
     code=2013,
     name="CR_SERVER_LOST",
     variant="at connect",
+    messages=(
+        "Lost connection to server at 'handshake: reading initial communication packet'",
+        "Lost connection to MySQL server at 'reading initial communication packet'",
+    ),
     meaning="Something accepted the connection and then hung up, or said nothing for"
     " connect_timeout: a server that starts or hangs, or a proxy with none behind it.",
     source=MEASURED,
@@ -60,6 +64,7 @@ FAULTS = (
             code=1226,
             name="ER_USER_LIMIT_REACHED",
             variant="max_user_connections",
+            messages=("has exceeded the 'max_user_connections' resource",),
             meaning="The account has as many connections open as it may have at once, in all"
             " processes together.",
             source=MEASURED,
@@ -69,6 +74,7 @@ FAULTS = (
     known(
         _quota(
             variant="max_connections_per_hour",
+            messages=("has exceeded the 'max_connections_per_hour' resource",),
             connection_usable=False,
             meaning="The account has opened as many connections as it may in an hour.",
             advice="Open fewer: keep connections with CONN_MAX_AGE. Waiting helps only when the"
@@ -79,6 +85,12 @@ FAULTS = (
     known(
         _quota(
             variant="statements per hour",
+            messages=(
+                "has exceeded the 'max_queries_per_hour' resource",
+                "has exceeded the 'max_questions' resource",
+                "has exceeded the 'max_updates_per_hour' resource",
+                "has exceeded the 'max_updates' resource",
+            ),
             connection_usable=True,
             meaning="The account has sent as many statements, or changes, as it may in an hour;"
             " the connection is fine.",
@@ -93,6 +105,7 @@ FAULTS = (
         _no_slot(
             code=1203,
             name="ER_TOO_MANY_USER_CONNECTIONS",
+            messages=("already has more than 'max_user_connections' active connections",),
             meaning="The account has as many connections open as the server's max_user_connections"
             " allows to any account.",
             source=MEASURED,
@@ -102,6 +115,7 @@ FAULTS = (
         _no_slot(
             code=1040,
             name="ER_CON_COUNT_ERROR",
+            messages=("Too many connections",),
             meaning="The server has as many connections open, of all accounts together, as its"
             " max_connections allows.",
             source=MEASURED,
@@ -112,6 +126,7 @@ FAULTS = (
         _refused_account(
             code=1044,
             name="ER_DBACCESS_DENIED_ERROR",
+            messages=("Access denied for user",),
             meaning="The account is right, but it has no rights on this database.",
             advice="Check NAME in DATABASES; GRANT gives the account its rights.",
             source=MEASURED,
@@ -122,6 +137,7 @@ FAULTS = (
         _refused_account(
             code=1045,
             name="ER_ACCESS_DENIED_ERROR",
+            messages=("Access denied for user",),
             meaning="The server does not know this account from this host, or the password is"
             " another.",
             advice="Check USER and PASSWORD in DATABASES, and the host that the message names: an"
@@ -133,6 +149,7 @@ FAULTS = (
         _refused_account(
             code=1698,
             name="ER_ACCESS_DENIED_NO_PASSWORD_ERROR",
+            messages=("Access denied for user",),
             meaning="The account does not log in with a password, but as the system's user of the"
             " same name.",
             advice="Connect as that user over the unix socket, or make an account with a password.",
@@ -143,6 +160,7 @@ FAULTS = (
         _refused_account(
             code=1049,
             name="ER_BAD_DB_ERROR",
+            messages=("Unknown database",),
             meaning="There is no database of this name.",
             advice="Check NAME in DATABASES; CREATE DATABASE makes one.",
             source=MEASURED,
@@ -153,6 +171,7 @@ FAULTS = (
         _refused_account(
             code=1129,
             name="ER_HOST_IS_BLOCKED",
+            messages=("is blocked because of many connection errors",),
             meaning="Too many connects from this host were broken off (max_connect_errors), so the"
             " server refuses it.",
             advice="Find out what breaks them off, a port check for instance; then FLUSH HOSTS.",
@@ -163,6 +182,7 @@ FAULTS = (
         _refused_account(
             code=1130,
             name="ER_HOST_NOT_PRIVILEGED",
+            messages=("is not allowed to connect to this",),
             meaning="No account at all may connect from this host.",
             advice="Check HOST in DATABASES, and the host in the account's name.",
             source=MANUAL,
@@ -172,6 +192,7 @@ FAULTS = (
         _refused_account(
             code=2059,
             name="CR_AUTH_PLUGIN_CANNOT_LOAD",
+            messages=("Authentication plugin cannot be loaded",),
             meaning="The client library lacks the way in which this account proves who it is.",
             advice="Install the plugin that the message names, or change the account's.",
             source=CLIENT_MANUAL,
@@ -182,8 +203,9 @@ FAULTS = (
             code=3118,
             name="ER_ACCOUNT_HAS_BEEN_LOCKED",
             variant="MySQL",
+            messages=("Access denied for user. Account is locked.",),
             meaning="The account is locked.",
-            advice="ALTER USER … ACCOUNT UNLOCK lets it in again.",
+            advice="ALTER USER ... ACCOUNT UNLOCK lets it in again.",
             source=MANUAL,
         ),
     ),
@@ -192,8 +214,9 @@ FAULTS = (
             code=4151,
             name="ER_ACCOUNT_HAS_BEEN_LOCKED",
             variant="MariaDB",
+            messages=("Access denied, this account is locked",),
             meaning="The account is locked.",
-            advice="ALTER USER … ACCOUNT UNLOCK lets it in again.",
+            advice="ALTER USER ... ACCOUNT UNLOCK lets it in again.",
             source=MEASURED,
         ),
     ),
@@ -202,6 +225,7 @@ FAULTS = (
             kind=Kind.CREDENTIALS,
             code=1820,
             name="ER_MUST_CHANGE_PASSWORD",
+            messages=("You must SET PASSWORD before executing this statement",),
             meaning="The account's password has expired: until it is changed nothing else works.",
             advice="Change it with SET PASSWORD, and PASSWORD in DATABASES with it.",
             source=MEASURED,
@@ -212,6 +236,12 @@ FAULTS = (
         _unreachable(
             code=2002,
             name="CR_CONNECTION_ERROR",
+            messages=(
+                "Can't connect to local server through socket",
+                "Can't connect to local MySQL server through socket",
+                "Can't connect to server on",
+                "Can't connect to MySQL server on",
+            ),
             meaning="No server answers at this address or unix socket.",
             source=MEASURED,
         ),
@@ -220,6 +250,10 @@ FAULTS = (
         _unreachable(
             code=2003,
             name="CR_CONN_HOST_ERROR",
+            messages=(
+                "Can't connect to MySQL server on",
+                "Can't connect to server on",
+            ),
             meaning="No server answers at this address.",
             source=MEASURED,
         ),
@@ -228,14 +262,19 @@ FAULTS = (
         _unreachable(
             code=2005,
             name="CR_UNKNOWN_HOST",
+            messages=(
+                "Unknown server host",
+                "Unknown MySQL server host",
+            ),
             meaning="The name in HOST stands for no address.",
-            source=MEASURED,
+            source="measured by hand: libmariadb 3.3",
         ),
     ),
     known(
         _lost(
             code=1053,
             name="ER_SERVER_SHUTDOWN",
+            messages=("Server shutdown in progress",),
             outcome=Outcome.NOT_EXECUTED,
             meaning="The server is shutting down, and has ended the statement that was running.",
             advice="Do the work again when the server is up.",
@@ -248,6 +287,7 @@ FAULTS = (
             code=1053,
             name="ER_SERVER_SHUTDOWN",
             variant="at connect",
+            messages=("Server shutdown in progress",),
             meaning="The server is shutting down, and takes no connections any more.",
             source=MANUAL,
         ),
@@ -263,11 +303,15 @@ FAULTS = (
         _lost(
             code=2013,
             name="CR_SERVER_LOST",
+            messages=(
+                "Lost connection to server during query",
+                "Lost connection to MySQL server during query",
+            ),
             outcome=Outcome.UNKNOWN,
             meaning="The connection broke, or read_timeout passed, before the answer was there:"
             " the statement may have run, and may still be running.",
-            advice="Look whether its effect is there before you do it again; 61 of 231 such"
-            " inserts were. If results are read slowly, raise net_write_timeout.",
+            advice="Look whether its effect is there before you do it again: of 231 inserts with"
+            " this error 61 had run. If results are read slowly, raise net_write_timeout.",
             source=MEASURED,
         ),
         connecting=False,
@@ -280,6 +324,10 @@ FAULTS = (
         _lost(
             code=2006,
             name="CR_SERVER_GONE_ERROR",
+            messages=(
+                "Server has gone away",
+                "MySQL server has gone away",
+            ),
             outcome=Outcome.NOT_EXECUTED,
             meaning="The server had closed the connection before the statement was sent: it was"
             " idle for longer than wait_timeout, killed, or the server restarted.",
@@ -294,6 +342,10 @@ FAULTS = (
             code=2006,
             name="CR_SERVER_GONE_ERROR",
             variant="at connect",
+            messages=(
+                "Server has gone away",
+                "MySQL server has gone away",
+            ),
             meaning="The server hung up before it took the connection, or init_command is too"
             " large for it.",
             source=CLIENT_MANUAL,
@@ -316,6 +368,10 @@ FAULTS = (
         _lost(
             code=2026,
             name="CR_SSL_CONNECTION_ERROR",
+            messages=(
+                "TLS/SSL error",
+                "SSL connection error",
+            ),
             outcome=Outcome.UNKNOWN,
             meaning="The encrypted connection broke: the statement may have run.",
             advice="Look whether its effect is there before you do it again.",
@@ -328,6 +384,10 @@ FAULTS = (
             code=2026,
             name="CR_SSL_CONNECTION_ERROR",
             variant="at connect",
+            messages=(
+                "TLS/SSL error",
+                "SSL connection error",
+            ),
             meaning="Server and client could not agree on an encrypted connection.",
             advice="Check the certificates, and OPTIONS['ssl'] or OPTIONS['ssl_mode'].",
             source=CLIENT_MANUAL,
@@ -337,6 +397,10 @@ FAULTS = (
         _lost(
             code=2027,
             name="CR_MALFORMED_PACKET",
+            messages=(
+                "Malformed packet",
+                "Malformed communication packet",
+            ),
             outcome=Outcome.UNKNOWN,
             meaning="The answer made no sense: two threads or processes use one connection.",
             advice="Give each thread its own connection, and close connections before a fork.",
@@ -347,6 +411,7 @@ FAULTS = (
         _lost(
             code=2055,
             name="CR_SERVER_LOST_EXTENDED",
+            messages=("Lost connection to MySQL server at",),
             outcome=Outcome.UNKNOWN,
             meaning="The connection broke before the answer was there: the statement may have run.",
             advice="Look whether its effect is there before you do it again.",
@@ -357,6 +422,7 @@ FAULTS = (
         _lost(
             code=1927,
             name="ER_CONNECTION_KILLED",
+            messages=("Connection was killed",),
             outcome=Outcome.UNKNOWN,
             meaning="Somebody has ended this connection with KILL.",
             advice="Look whether the statement's effect is there before you do it again, and who"
@@ -370,6 +436,7 @@ FAULTS = (
             code=4031,
             name="ER_CLIENT_INTERACTION_TIMEOUT",
             variant="MySQL",
+            messages=("The client was disconnected by the server because of inactivity",),
             outcome=Outcome.NOT_EXECUTED,
             meaning="The connection was idle for longer than wait_timeout, so MySQL closed it. (On"
             " MariaDB 4031 is about a trigger, and the connection is fine.)",
@@ -382,6 +449,7 @@ FAULTS = (
         _lost(
             code=1158,
             name="ER_NET_READ_ERROR",
+            messages=("Got an error reading communication packets",),
             outcome=Outcome.NOT_EXECUTED,
             meaning="The server could not read the whole statement from the network.",
             advice="Do the work again on a new connection.",
@@ -392,6 +460,7 @@ FAULTS = (
         _lost(
             code=1159,
             name="ER_NET_READ_INTERRUPTED",
+            messages=("Got timeout reading communication packets",),
             outcome=Outcome.NOT_EXECUTED,
             meaning="The statement came in too slowly: the server waits net_read_timeout for it.",
             advice="Send less in one statement, or raise net_read_timeout.",
@@ -402,6 +471,7 @@ FAULTS = (
         _lost(
             code=1160,
             name="ER_NET_ERROR_ON_WRITE",
+            messages=("Got an error writing communication packets",),
             outcome=Outcome.UNKNOWN,
             meaning="The server could not send its answer: the statement may have run.",
             advice="Look whether its effect is there before you do it again.",
@@ -412,6 +482,7 @@ FAULTS = (
         _lost(
             code=1161,
             name="ER_NET_WRITE_INTERRUPTED",
+            messages=("Got timeout writing communication packets",),
             outcome=Outcome.UNKNOWN,
             meaning="The answer was read too slowly: the server waits net_write_timeout for that."
             " The statement may have run.",
@@ -425,6 +496,7 @@ FAULTS = (
             kind=Kind.TOO_LARGE,
             code=1153,
             name="ER_NET_PACKET_TOO_LARGE",
+            messages=("Got a packet bigger than 'max_allowed_packet' bytes",),
             meaning="The statement is larger than the server's max_allowed_packet, and the server"
             " has closed the connection.",
             advice="Send less in one statement (batch_size of bulk_create()), or raise"
@@ -437,6 +509,7 @@ FAULTS = (
             kind=Kind.TOO_LARGE,
             code=2020,
             name="CR_NET_PACKET_TOO_LARGE",
+            messages=("Got packet bigger than 'max_allowed_packet' bytes",),
             meaning="The statement or a row of its result is larger than the client's"
             " max_allowed_packet.",
             advice="Send or read less in one statement, or raise max_allowed_packet in the client's"
@@ -450,6 +523,7 @@ FAULTS = (
             kind=Kind.BUSY,
             code=2014,
             name="CR_COMMANDS_OUT_OF_SYNC",
+            messages=("Commands out of sync; you can't run this command now",),
             meaning="The connection is still giving the rows of another, unbuffered result; the"
             " statement was not sent.",
             advice="Read that result to its end or close its cursor first. If an exception has left"
@@ -490,6 +564,7 @@ FAULTS = (
             kind=Kind.CONFLICT,
             code=1205,
             name="ER_LOCK_WAIT_TIMEOUT",
+            messages=("Lock wait timeout exceeded; try restarting transaction",),
             meaning="Another transaction kept a row locked for innodb_lock_wait_timeout seconds;"
             " the statement was undone, what the transaction did before it was not.",
             advice="Do the whole transaction again. Keep transactions short: no slow work inside"
@@ -502,6 +577,7 @@ FAULTS = (
             kind=Kind.CONFLICT,
             code=1213,
             name="ER_LOCK_DEADLOCK",
+            messages=("Deadlock found when trying to get lock; try restarting transaction",),
             outcome=Outcome.ROLLED_BACK,
             connection_usable=True,
             meaning="Two transactions waited for each other's locks, and the server has rolled"
@@ -515,6 +591,7 @@ FAULTS = (
             kind=Kind.CONFLICT,
             code=1020,
             name="ER_CHECKREAD",
+            messages=("Record has changed since last read in table",),
             outcome=Outcome.ROLLED_BACK,
             connection_usable=True,
             meaning="Another transaction has changed the row since this one first read"
@@ -529,9 +606,10 @@ FAULTS = (
             kind=Kind.TIMED_OUT,
             code=1317,
             name="ER_QUERY_INTERRUPTED",
+            messages=("Query execution was interrupted",),
             meaning="Somebody has ended the statement with KILL QUERY; it was undone, and the"
             " connection is fine.",
-            advice="Find out who did, and why: was it slow, did it hold locks?",
+            advice="Find out who did, and why: perhaps it was slow, or held locks.",
             source=MEASURED,
         ),
     ),
@@ -540,6 +618,7 @@ FAULTS = (
             kind=Kind.TIMED_OUT,
             code=1969,
             name="ER_STATEMENT_TIMEOUT",
+            messages=("Query execution was interrupted (max_statement_time exceeded)",),
             meaning="The statement took longer than MariaDB's max_statement_time; it was undone,"
             " and the connection is fine.",
             advice="Make it faster or smaller, or raise max_statement_time for it.",
@@ -551,6 +630,9 @@ FAULTS = (
             kind=Kind.TIMED_OUT,
             code=3024,
             name="ER_QUERY_TIMEOUT",
+            messages=(
+                "Query execution was interrupted, maximum statement execution time exceeded",
+            ),
             meaning="The SELECT took longer than MySQL's max_execution_time; the connection is"
             " fine.",
             advice="Make it faster or smaller, or raise max_execution_time for it.",
@@ -563,6 +645,9 @@ FAULTS = (
             code=1290,
             name="ER_OPTION_PREVENTS_STATEMENT",
             variant="--read-only",
+            messages=(
+                "server is running with the --read-only option so it cannot execute this statement",
+            ),
             meaning="The server takes no changes: it is a replica, or was made one by a failover.",
             advice="Check that HOST leads to the primary. After a failover close the connection:"
             " the next one may lead to the new primary.",
@@ -574,6 +659,7 @@ FAULTS = (
         _read_only(
             code=1792,
             name="ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION",
+            messages=("Cannot execute statement in a READ ONLY transaction",),
             meaning="The transaction is READ ONLY: the program began it so, or"
             " transaction_read_only is on for the session or the server.",
             advice="Begin it without READ ONLY. If the program did not, check that HOST leads to"
@@ -585,6 +671,7 @@ FAULTS = (
             kind=Kind.READ_ONLY,
             code=1836,
             name="ER_READ_ONLY_MODE",
+            messages=("Running in read-only mode",),
             meaning="The server, or InnoDB in it, takes no changes.",
             advice="Check that HOST leads to the primary. After a failover close the connection:"
             " the next one may lead to the new primary.",

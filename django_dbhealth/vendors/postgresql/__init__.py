@@ -29,6 +29,7 @@ class PostgreSQL(Vendor):
     """PostgreSQL. It drops idle sessions only when it was told to."""
 
     name = "postgresql"
+    title = "PostgreSQL"
     drivers: ClassVar[Mapping[str, Driver]] = {"psycopg": Psycopg(), "psycopg2": Psycopg2()}
     has_server_side_cursors = True
     has_pool = True
@@ -37,6 +38,7 @@ class PostgreSQL(Vendor):
     finds_row_values = True
     refuses_unknown_options = True
     session_option = "options"
+    address_options = ("host", "hostaddr", "port", "service")
 
     def idle_timeout_in(self, session_option: str) -> float | None:
         found = _IDLE_SESSION_TIMEOUT.findall(session_option)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 IDLE, UNKNOWN = 0, 4
 IN_TRANSACTION = (2, 3)  # whole, or failed
 
+# A standby, or a server whose sessions are all read-only by its settings (manual: hot standby).
+QUESTION = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
+
 
 class _Psycopg(Driver):
     """What both have of libpq."""
@@ -45,6 +48,7 @@ class Psycopg(_Psycopg):
 
     def ask(self, handle: Any, *, timeout: float) -> Liveness:
         from psycopg import Error
+        from psycopg.pq import ExecStatus
 
         pgconn = handle.pgconn
         if handle.closed or pgconn.transaction_status == UNKNOWN:
@@ -55,7 +59,10 @@ class Psycopg(_Psycopg):
             return Liveness.BUSY
         liveness = Liveness.LOST
         try:
-            liveness = _ask_libpq(pgconn, time.monotonic() + timeout)
+            results = _results_of(pgconn, b"", time.monotonic() + timeout)
+            # Another one is the server's farewell; libpq then reads the end as well.
+            if results and all(each.status == ExecStatus.EMPTY_QUERY for each in results):
+                liveness = Liveness.ALIVE
         except Error:
             pass
         finally:
@@ -63,16 +70,31 @@ class Psycopg(_Psycopg):
                 self.end(handle)
         return liveness
 
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        from psycopg import Error
+
+        takes = False
+        try:
+            results = _results_of(handle.pgconn, QUESTION.encode(), time.monotonic() + timeout)
+            takes = bool(results and results[0].get_value(0, 0) == b"f")
+        except Error:
+            pass
+        finally:
+            if not takes:  # else a pool would hand it out again
+                handle.pgconn.finish()
+        return takes
+
     def has_begun(self, handle: Any) -> bool:
         return handle.pgconn.transaction_status in IN_TRANSACTION
 
 
-def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
-    """Send an empty query and await its answer. Notifications go where psycopg keeps them."""
-    from psycopg.pq import ExecStatus
+def _results_of(pgconn: Any, query: bytes, deadline: float) -> list[Any] | None:
+    """Run a query; None for one that was not answered in time.
 
-    answer = Liveness.ALIVE
-    pgconn.send_query(b"")
+    Notifications go where psycopg keeps them.
+    """
+    results: list[Any] = []
+    pgconn.send_query(query)
     pgconn.flush()
     while True:
         pgconn.consume_input()
@@ -81,11 +103,10 @@ def _ask_libpq(pgconn: Any, deadline: float) -> Liveness:
         while not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:
-                return answer
-            if result.status != ExecStatus.EMPTY_QUERY:
-                answer = Liveness.LOST  # the server's farewell; libpq then reads the end as well
+                return results
+            results.append(result)
         if not readable(pgconn.socket, max(0.0, deadline - time.monotonic())):
-            return Liveness.LOST
+            return None
 
 
 class Psycopg2(_Psycopg):
@@ -112,6 +133,14 @@ class Psycopg2(_Psycopg):
         except RuntimeError:  # no thread can be started, and so no bound set
             return Liveness.BUSY
         return Liveness.ALIVE
+
+    def takes_writes(self, handle: Any, *, timeout: float) -> bool:
+        try:
+            with _hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
+                cursor.execute(QUESTION)
+                return bool(cursor.fetchone() == (False,))
+        except (handle.Error, RuntimeError):
+            return False
 
     def has_begun(self, handle: Any) -> bool:
         return handle.get_transaction_status() in IN_TRANSACTION

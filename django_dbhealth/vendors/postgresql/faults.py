@@ -78,7 +78,7 @@ FAULTS = (
             outcome=Outcome.UNKNOWN,
             meaning="The connection broke while the statement was being sent: it may have run.",
             advice="Look whether its effect is there before you do it again.",
-            source="psycopg 3, generators.py" + BY_TEXT,
+            source="source code: psycopg 3, generators.py" + BY_TEXT,
         ),
         "sending query failed",
         "sending query and params failed",
@@ -145,7 +145,7 @@ FAULTS = (
         _refused_account(
             name="not permitted to log in",
             meaning="The role may not log in, or not into this database.",
-            advice="ALTER ROLE … LOGIN and GRANT CONNECT ON DATABASE give these rights.",
+            advice="ALTER ROLE ... LOGIN and GRANT CONNECT ON DATABASE give these rights.",
             source=MEASURED + BY_TEXT,
         ),
         "is not permitted to log in",
@@ -200,7 +200,7 @@ FAULTS = (
             name="no more connections allowed",
             variant="PgBouncer",
             meaning="PgBouncer has as many clients as its max_client_conn allows.",
-            source="manual: PgBouncer, max_client_conn",
+            source="measured: PgBouncer 1.18" + BY_TEXT,
         ),
         "no more connections allowed",
         connecting=True,
@@ -245,7 +245,7 @@ FAULTS = (
         _unreachable(
             name="unknown host",
             meaning="The name in HOST stands for no address.",
-            source=MEASURED + BY_TEXT,
+            source="measured by hand: psycopg 3.3, psycopg2 2.9" + BY_TEXT,
         ),
         "failed to resolve host",  # psycopg 3
         "could not translate host name",  # libpq
@@ -272,6 +272,7 @@ FAULTS = (
         _lost(
             code="57P01",
             name="admin_shutdown",
+            messages=("terminating connection due to administrator command",),
             outcome=Outcome.UNKNOWN,
             meaning="An administrator has ended this connection (pg_terminate_backend), or the"
             " server is shutting down: a statement that was running may have run.",
@@ -283,6 +284,7 @@ FAULTS = (
         _lost(
             code="57P02",
             name="crash_shutdown",
+            messages=("terminating connection because of crash of another server process",),
             outcome=Outcome.UNKNOWN,
             meaning="Another process of the server has crashed, so all connections were ended.",
             advice="Look whether the statement's effect is there before you do it again, and into"
@@ -294,6 +296,10 @@ FAULTS = (
         _unreachable(
             code="57P03",
             name="cannot_connect_now",
+            messages=(
+                "the database system is starting up",
+                "the database system is shutting down",
+            ),
             meaning="The server is starting, shutting down or recovering, and takes no connections"
             " meanwhile.",
             source=MANUAL,
@@ -313,6 +319,7 @@ FAULTS = (
         _lost(
             code="57P05",
             name="idle_session_timeout",
+            messages=("terminating connection due to idle-session timeout",),
             outcome=Outcome.NOT_EXECUTED,
             meaning="The connection was idle for longer than idle_session_timeout, so the server"
             " closed it.",
@@ -324,6 +331,7 @@ FAULTS = (
         _lost(
             code="25P03",
             name="idle_in_transaction_session_timeout",
+            messages=("terminating connection due to idle-in-transaction timeout",),
             outcome=Outcome.ROLLED_BACK,
             meaning="The transaction waited for its next statement for longer than"
             " idle_in_transaction_session_timeout, so the server rolled it back and closed the"
@@ -337,6 +345,7 @@ FAULTS = (
         _lost(
             code="25P04",
             name="transaction_timeout",
+            messages=("terminating connection due to transaction timeout",),
             outcome=Outcome.ROLLED_BACK,
             meaning="The transaction took longer than transaction_timeout, so the server rolled it"
             " back and closed the connection.",
@@ -351,10 +360,10 @@ FAULTS = (
             variant="PgBouncer",
             outcome=Outcome.UNKNOWN,
             meaning="A timeout of PgBouncer (query_wait_timeout, query_timeout,"
-            " client_idle_timeout …) has ended the connection: the statement may have run.",
+            " client_idle_timeout ...) has ended the connection: the statement may have run.",
             advice="Look whether its effect is there before you do it again; the message names the"
             " timeout.",
-            source="measured elsewhere: PgBouncer 1.18",
+            source="measured: PgBouncer 1.18, psycopg 3.3",
         ),
     ),
     *(
@@ -404,6 +413,10 @@ FAULTS = (
         _no_slot(
             code="53300",
             name="too_many_connections",
+            messages=(
+                "sorry, too many clients already",
+                "remaining connection slots are reserved",
+            ),
             meaning="The server, the database or the role has as many connections open as it may"
             " have at once.",
             source=MANUAL,
@@ -436,6 +449,9 @@ FAULTS = (
             kind=Kind.BUSY,
             code="25P02",
             name="in_failed_sql_transaction",
+            messages=(
+                "current transaction is aborted, commands ignored until end of transaction block",
+            ),
             meaning="An earlier statement of this transaction has failed, and until the"
             " transaction is rolled back every other one is refused.",
             advice="Look for the first error. To go on after one inside atomic(), put what may fail"
@@ -448,6 +464,10 @@ FAULTS = (
             kind=Kind.TIMED_OUT,
             code="57014",
             name="query_canceled",
+            messages=(
+                "canceling statement due to statement timeout",
+                "canceling statement due to user request",
+            ),
             meaning="The statement took longer than statement_timeout, or somebody has cancelled"
             " it; it was undone, and the connection is fine.",
             advice="Make it faster or smaller, or raise statement_timeout for it.",
@@ -459,6 +479,10 @@ FAULTS = (
             kind=Kind.CONFLICT,
             code="55P03",
             name="lock_not_available",
+            messages=(
+                "canceling statement due to lock timeout",
+                "could not obtain lock on",
+            ),
             meaning="Another transaction kept a row or table locked for longer than lock_timeout,"
             " or NOWAIT was asked for; the statement was undone.",
             advice="Do the whole transaction again. Keep transactions short: no slow work inside"
@@ -470,6 +494,7 @@ FAULTS = (
         _conflict(
             code="40001",
             name="serialization_failure",
+            messages=("could not serialize access due to",),
             outcome=Outcome.ROLLED_BACK,
             meaning="Another transaction has changed what this one had read, and the isolation"
             " level allows no such thing: it is rolled back.",
@@ -491,6 +516,7 @@ FAULTS = (
         _conflict(
             code="40P01",
             name="deadlock_detected",
+            messages=("deadlock detected",),
             outcome=Outcome.ROLLED_BACK,
             meaning="Two transactions waited for each other's locks, and the server has ended this"
             " one: it is rolled back.",
@@ -503,6 +529,7 @@ FAULTS = (
             kind=Kind.READ_ONLY,
             code="25006",
             name="read_only_sql_transaction",
+            messages=("in a read-only transaction",),
             meaning="The transaction may not change anything: the server is a standby, or"
             " default_transaction_read_only is on, or the program asked for READ ONLY.",
             advice="Check that HOST leads to the primary. After a failover close the connection:"

@@ -1,55 +1,54 @@
 """PostgreSQL's refusals, in the languages that a server may speak (``lc_messages``).
 
 A refused client is given no SQLSTATE, only a text. Here are the words that tell it: all languages
-into which PostgreSQL 15 is translated (src/backend/po), each in this order. Wrong credentials are
-known in English only: in other languages they are no known fault, so nobody tries again.
+into which PostgreSQL 15 is translated (src/backend/po), each in this order: English, German,
+Spanish, French, Italian, Japanese, Georgian, Korean, Russian, Swedish, Ukrainian, Chinese. They
+avoid letters that a server whose LC_CTYPE is C turns into question marks, where that can be. Wrong
+credentials are known in English only: in other languages they are no known fault, so nobody tries
+again.
 """
 
 from __future__ import annotations
 
 TOO_MANY_CLIENTS = (
     "too many clients already",
-    "schon zu viele Verbindungen",  # German
-    "ya tenemos demasiados clientes",  # Spanish
-    "trop de clients sont déjà connectés",  # French
-    "troppi client già connessi",  # Italian
-    "現在クライアント数が多すぎます",  # Japanese
-    "უკვე მეტისმეტად ბევრი კლიენტია",  # Georgian
-    "최대 동시 접속자 수를 초과했습니다",  # Korean
-    "уже слишком много клиентов",  # Russian
-    "för många klienter",  # Swedish
-    "вже забагато клієнтів",  # Ukrainian
-    "已经有太多的客户",  # Chinese
+    "schon zu viele Verbindungen",
+    "ya tenemos demasiados clientes",
+    "trop de clients sont d",
+    "troppi client gi",
+    "現在クライアント数が多すぎます",
+    "უკვე მეტისმეტად ბევრი კლიენტია",
+    "최대 동시 접속자 수를 초과했습니다",
+    "уже слишком много клиентов",
+    "nga klienter",
+    "вже забагато клієнтів",
+    "已经有太多的客户",
 )
 SLOTS_ARE_RESERVED = (
     "remaining connection slots are reserved",
-    "verbleibenden Verbindungen sind für",
-    "conexiones restantes están reservadas",
-    "emplacements de connexions restants sont réservés",
-    "rimanenti slot di connessione sono riservati",
+    "verbleibenden Verbindungen sind f",
+    "las conexiones restantes est",
+    "emplacements de connexions restants",
+    "rimanenti slot di connessione",
     "残りの接続スロットは",
     "남은 연결 슬롯은",
-    "оставшиеся слоты подключений зарезервированы",
-    "resterande anslutningsslottar är reserverade",
-    "слоти підключень, які залишились, зарезервовані",
+    "оставшиеся слоты подключений",
+    "resterande anslutningsslottar",
+    "слоти підключень, які залишились",
     "已保留的连接位置",
 )
 TOO_MANY_CONNECTIONS = (  # for a role or a database
     "too many connections for",
-    "zu viele Verbindungen von Rolle",
-    "zu viele Verbindungen für Datenbank",
+    "zu viele Verbindungen von",
+    "zu viele Verbindungen f",
     "demasiadas conexiones para",
     "trop de connexions pour",
-    "troppe connessioni per il ruolo",
-    "troppe connessioni al database",
-    "からの接続が多すぎます",
-    "への接続が多すぎます",
-    "მეტისმეტად ბევრი კავშირი როლისთვის",
-    "ძალიან ბევრი კავშირი ბაზისთვის",
-    "롤의 최대 동시 접속수를 초과했습니다",
-    "데이터베이스 최대 접속수를 초과했습니다",
+    "troppe connessioni",
+    "接続が多すぎます",
+    "ბევრი კავშირი",
+    "접속수를 초과했습니다",
     "слишком много подключений",
-    "för många uppkopplingar",
+    "nga uppkopplingar",
     "занадто багато підключень",
     "的连接太多了",
 )
@@ -57,10 +56,10 @@ NOT_READY = (  # starting up, shutting down, in recovery, not accepting connecti
     "the database system is",
     "das Datenbanksystem",
     "el sistema de base",
-    "le système de base",
+    "me de base",
     "il database si sta",
-    "il database è in modalità di ripristino",
-    "il sistema di database non accetta",
+    "di ripristino",
+    "il sistema di database",
     "データベースシステムは",
     "მონაცემთა ბაზის სისტემ",
     "데이터베이스 시스템",
