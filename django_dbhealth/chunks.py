@@ -161,8 +161,7 @@ def _repeats_keys(query: Any) -> bool:
 
 
 def _multiplies(join: Any) -> bool:
-    relation: Any = getattr(join, "join_field", None)
-    return getattr(relation, "multiple", False) and not relation.field.unique
+    return getattr(getattr(join, "join_field", None), "multiple", False)
 
 
 # What is read: the rows in the form that the queryset has, and the key of each
@@ -334,8 +333,6 @@ def _may_read_again(connection: Any, error: Error, state: tuple[str, ...]) -> bo
     if fault is None or fault.kind not in (Kind.LOST, Kind.TIMED_OUT):
         return False
     if connection.in_atomic_block or not connection.autocommit:
-        return False
-    if connection.connection is None:  # refused, and for as long as CONNECT_RETRY_TIMEOUT says
         return False
     if fault.kind is Kind.TIMED_OUT:
         return True

@@ -291,6 +291,35 @@ def test_dead_server(
     connections[alias].close()
 
 
+@GUARDED
+def test_server_that_takes_no_connection(
+    mariadb: Server,
+    add_database: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+    guard: bool,
+) -> None:
+    """A connect that fails like a statement, with 2013, is not tried again for smaller pieces."""
+    mariadb.create_database("silent")
+    with Proxy(mariadb.host, mariadb.port) as proxy:
+        settings = mariadb.django("silent", transport="tcp", OPTIONS={"connect_timeout": 1})
+        alias = add_database({**settings, "PORT": str(proxy.port)})
+        with guarding(alias, guard):
+            Row.objects.using(alias).all().delete()
+            fill(alias, 20)
+            chunks = chunked_iterator(Row.objects.using(alias), chunk_size=8).chunks()
+            assert len(next(chunks)) == 8
+            proxy.accept_silently()
+            proxy.cut()
+            with (
+                caplog.at_level(logging.INFO, logger="django_dbhealth.chunks"),
+                pytest.raises(OperationalError, match="2013"),
+            ):
+                next(chunks)
+            proxy.pass_through()
+    again = [record for record in caplog.records if record.name == "django_dbhealth.chunks"]
+    assert len(again) <= 1
+
+
 # A slow loop
 
 
