@@ -12,10 +12,12 @@ class DbHealthConfig(AppConfig):
     verbose_name = "Database health"
 
     def __init__(self, *args: Any) -> None:
+        from .forks import forget_connections_after_fork
         from .threads import close_at_thread_end, close_what_ended_threads_left
 
         super().__init__(*args)
-        # Not in ready(): until then the other apps may have started threads.
+        # Not in ready(): until then other apps may open connections, in threads of theirs too.
+        forget_connections_after_fork()
         close_at_thread_end()
         close_what_ended_threads_left()
 

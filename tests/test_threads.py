@@ -446,7 +446,9 @@ import gevent, time
 """
 GREENLETS = """
 query()
+handle = connection.connection
 django.setup()
+assert connection.connection is handle
 
 def work():
     query()
