@@ -541,11 +541,11 @@ def surroundings(suite: pyperf.BenchmarkSuite, names: Iterable[str]) -> Iterator
     yield metadata.get("platform", "")
 
 
-def write_between_markers(page: Path, text: str) -> None:
-    before, begin, rest = page.read_text().partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
+def write_between_markers(page: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
+    before, begin, rest = page.read_text().partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not end:
-        sys.exit(f"{page} has no place for the results, {MARKERS[0]} and {MARKERS[1]}.")
+        sys.exit(f"{page} has no place for the results, {markers[0]} and {markers[1]}.")
     page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 

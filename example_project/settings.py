@@ -8,6 +8,8 @@ DATABASE_URL    Which database; an SQLite file beside manage.py until told other
 CONN_MAX_AGE    Seconds for which requests may reuse a connection; Django's default is 0.
 DEBUG           true or false; false until told otherwise.
 PLAIN_DJANGO    1 leaves django_dbhealth out of INSTALLED_APPS: the same project without its care.
+
+For a site there is one line more, in MIDDLEWARE, and two in urls.py.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ env = environ.Env()
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-# Nothing is signed or served here: a real project reads its own key from the environment.
+# Nothing is signed here: a real project reads its own key from the environment.
 SECRET_KEY = env.str("SECRET_KEY", default="the example project signs nothing with this key")
 DEBUG = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
@@ -48,11 +50,18 @@ DBHEALTH = {
 # Edit 3 is in management/commands/refresh_prices.py: LongRunningCommand instead of BaseCommand.
 
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-MIDDLEWARE: list[str] = []
+ROOT_URLCONF = "example_project.urls"
+WSGI_APPLICATION = "example_project.wsgi.application"
+MIDDLEWARE = [
+    "django_dbhealth.middleware.DatabaseUnavailableMiddleware",
+]
+TEMPLATES = [
+    {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True},
+]
 TIME_ZONE = "UTC"
 USE_TZ = True
 
-# No site is served, so `check --deploy` need not speak of HTTPS, cookies and middleware.
+# It is served on this machine only: `check --deploy` need not speak of HTTPS and cookies.
 SILENCED_SYSTEM_CHECKS = [
     "security.W001",
     "security.W002",

@@ -40,6 +40,9 @@ class Driver(ABC):
     # Closing the handle makes its cursors raise, from their own close() too.
     cursors_need_handle = False
 
+    # The options of a connect that say for how many seconds at most it waits for the server.
+    timeouts: tuple[str, ...] = ("connect_timeout",)
+
     @abstractmethod
     def descriptor(self, handle: Any) -> int | None:
         """Return the descriptor of the handle's socket, None for a handle that was closed."""

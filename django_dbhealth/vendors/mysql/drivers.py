@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 QUESTION = "SELECT @@read_only, @@innodb_read_only"
 NO = (0, "0", b"0", "OFF", b"OFF")
 
+# Without the second SET NAMES, which both drivers send in connect(), would wait for ever.
+TIMEOUTS = ("connect_timeout", "read_timeout")
+
 
 class MySQLClient(Driver):
     """mysqlclient, whichever client library it was built with."""
 
     cursors_need_handle = True
+    timeouts = TIMEOUTS
 
     def descriptor(self, handle: Any) -> int | None:
         try:
@@ -97,6 +101,8 @@ def _is_alive(error: Exception) -> bool:
 
 class PyMySQL(Driver):
     """PyMySQL. It has no public way to reach its socket or to bound one call."""
+
+    timeouts = TIMEOUTS
 
     def descriptor(self, handle: Any) -> int | None:
         return int(handle._sock.fileno()) if handle.open else None
