@@ -7,6 +7,7 @@ reference cycles; a slot of a psycopg pool is then never given back.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from asgiref.sync import SyncToAsync
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -22,6 +24,9 @@ from .closing import close, is_of_this_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+logger = logging.getLogger("django_dbhealth.threads")
 
 
 class ThreadEnd:
@@ -86,6 +91,30 @@ def _note_opened(connection: BaseDatabaseWrapper, **signal_arguments: Any) -> No
     if end is None:
         end = _of_this_thread.end = ThreadEnd()
     end.opened.add(connection)
+    if connection.settings_dict["CONN_MAX_AGE"] != 0 and _serves_one_request():
+        _warn_of_max_age(connection)
+
+
+def _serves_one_request() -> bool:
+    """Return whether the thread was made for one request, and ends with it, as under ASGI."""
+    return SyncToAsync.thread_sensitive_context.get(None) is not None
+
+
+_warned: dict[str, object] = {}
+
+
+def _warn_of_max_age(connection: BaseDatabaseWrapper) -> None:
+    first = object()
+    if _warned.setdefault(connection.alias, first) is not first:
+        return
+    logger.warning(
+        "Your CONN_MAX_AGE of database %r is %s, but under ASGI every request has a thread of its "
+        "own, and its connection is closed when that thread ends: no request finds one to use "
+        'again. Write "CONN_MAX_AGE": 0; what keeps connections open under ASGI is a pool.',
+        connection.alias,
+        connection.settings_dict["CONN_MAX_AGE"],
+        extra={"alias": connection.alias},
+    )
 
 
 def close_what_ended_threads_left() -> None:
