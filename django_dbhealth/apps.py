@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
 
 
@@ -8,6 +10,16 @@ class DbHealthConfig(AppConfig):
 
     name = "django_dbhealth"
     verbose_name = "Database health"
+
+    def __init__(self, *args: Any) -> None:
+        from .forks import forget_connections_after_fork
+        from .threads import close_at_thread_end, close_what_ended_threads_left
+
+        super().__init__(*args)
+        # Not in ready(): until then other apps may open connections, in threads of theirs too.
+        forget_connections_after_fork()
+        close_at_thread_end()
+        close_what_ended_threads_left()
 
     def ready(self) -> None:
         from .boundaries import note_opened_connections

@@ -8,5 +8,6 @@ handler500 = "django_dbhealth.views.server_error"
 
 urlpatterns = [
     path("", views.prices),
+    path("async/", views.prices_async),
     path("health/", include("django_dbhealth.urls")),
 ]

@@ -1281,3 +1281,45 @@ def test_boundary_does_not_reach_into_worker_threads(database: Database) -> None
 
     asyncio.run(main())
     assert no_sessions(database)
+
+
+def test_threads_that_are_not_the_orms(database: Database) -> None:
+    """With thread_sensitive=False the boundary is put around what the thread does."""
+
+    async def main() -> None:
+        work = sync_to_async(close_old_connections(session_id), thread_sensitive=False)
+        ids = await asyncio.gather(*(work() for _ in range(5)))
+        assert len(set(ids)) == 5
+        await sync_to_async(database.server.wait_for_sessions)(0, USER)
+
+    asyncio.run(main())
+
+
+def test_thread_of_a_request(database: Database) -> None:
+    """Under ASGI each request has a thread of its own: its boundaries act there, cancelled too."""
+
+    async def request(over: asyncio.Event) -> None:
+        async with ThreadSensitiveContext():
+            async with connection_boundary():
+                opened.append(await sync_to_async(session_id)())
+                if len(opened) == 3:
+                    both.set()
+                await over.wait()
+            await aclose_old_connections()
+            assert not await sync_to_async(is_open)()
+
+    opened: list[int] = []
+    both = asyncio.Event()
+
+    async def main() -> None:
+        over, never = asyncio.Event(), asyncio.Event()
+        requests = [asyncio.create_task(request(each)) for each in (over, over, never)]
+        await both.wait()
+        assert len(set(opened)) == 3
+        over.set()
+        requests[2].cancel()
+        ends = await asyncio.gather(*requests, return_exceptions=True)
+        assert [type(each) for each in ends] == [type(None), type(None), asyncio.CancelledError]
+        await sync_to_async(database.server.wait_for_sessions)(0, USER)
+
+    asyncio.run(main())

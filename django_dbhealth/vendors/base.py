@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django_dbhealth.faults import first_fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
@@ -114,6 +114,13 @@ class Vendor:
     def pooled_idle_time(self, pool_options: Mapping[str, Any]) -> float:
         """Return for how many seconds Django's pool may keep a connection that nobody uses."""
         return math.inf
+
+    def forget_pools(self) -> Collection[object]:
+        """Have Django make new pools in a forked child, and return its parent's.
+
+        Those must never be destroyed: that would close their connections.
+        """
+        return ()
 
     def driver_problem(self) -> str | None:
         """Return what is wrong with the driver that Django has loaded, as a full sentence."""

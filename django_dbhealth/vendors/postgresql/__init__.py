@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.vendors.base import Vendor
@@ -13,7 +14,7 @@ from .faults import FAULTS, code_of
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from django_dbhealth.vendors.base import Driver
 
@@ -57,6 +58,13 @@ class PostgreSQL(Vendor):
             return float((pool_options["max_size"] + 1) * pool_options.get("max_idle", 600))
         except (KeyError, TypeError, ValueError):
             return math.inf
+
+    def forget_pools(self) -> Collection[object]:
+        backend = sys.modules.get("django.db.backends.postgresql.base")
+        by_alias = backend.DatabaseWrapper._connection_pools if backend else {}
+        pools = list(by_alias.values())
+        by_alias.clear()
+        return pools
 
     session_rules = SESSION_RULES
     faults = FAULTS
