@@ -197,16 +197,14 @@ def test_step_that_does_not_end_is_interrupted(server: Server) -> None:
 
 def test_second_signal_does_not_wait(server: Server) -> None:
     """Whoever sends SIGTERM twice means it."""
-    with running(server, "job", "stuck_step") as job:
+    with running(server, "job", "stuck_step_with_time") as job:
         job.wait_for_event("ready")
         job.process.terminate()
         for line in job.process.stderr:  # type: ignore[union-attr]
             if b"finishing" in line:
                 break
-        began = time.monotonic()
         job.process.terminate()
-        assert job.finish()[0] == -signal.SIGTERM
-        assert time.monotonic() - began < 0.8
+        assert job.finish(timeout=30)[0] == -signal.SIGTERM  # of the 60 s that it might take
 
 
 def test_current_step_is_finished(server: Server) -> None:

@@ -72,6 +72,10 @@ class Command(LongRunningCommand):
             self.tell("ready")
             time.sleep(60)
 
+    def stuck_step_with_time(self) -> None:
+        self.stop_grace = 60.0
+        self.stuck_step()
+
     def short_step(self) -> None:
         with self.step("Short"):
             self.tell("ready")
