@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import empty
+from tests.served import served
+from tests.servers.base import USER
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -399,3 +404,56 @@ with transaction.atomic():
 def test_multiprocessing(run_script: Any) -> None:
     """Its workers query on connections of their own."""
     assert passed(run_script(MULTIPROCESSING, "mariadb", {}))
+
+
+def test_preloaded_application(mariadb: Any, add_database: Any) -> None:
+    """The master of gunicorn keeps its session, whatever its workers close."""
+    add_database(mariadb.django(), alias="rows")
+    empty(mariadb)
+    with served("gunicorn sync", {"default": mariadb.django()}, PRELOADED) as site:
+        [masters] = mariadb.wait_for_sessions(1, USER)
+        for _ in range(20):
+            assert site.get("/count/default/").status == 200
+        [left] = mariadb.wait_for_sessions(1, USER)
+        assert left.id == masters.id
+
+
+PRELOADED = "--config=python:tests.preloaded"
+
+TEST_CASES = """
+from django.test import TestCase
+from tests.app.models import Row
+
+class Case:
+    def test_row(self):
+        Row.objects.create(name="row")
+        self.assertEqual(Row.objects.count(), 1)
+
+class One(Case, TestCase):
+    pass
+
+class Two(Case, TestCase):
+    pass
+"""
+
+
+def test_parallel_test_runner(postgresql: Any, tmp_path: Path) -> None:
+    """Django's own forks with the connections of the test databases open."""
+    (tmp_path / "test_rows.py").write_text(TEST_CASES)
+    environment = {
+        "DJANGO_SETTINGS_MODULE": "tests.job_settings",
+        "DATABASE_URL": postgresql.url(),
+        "PYTHONPATH": str(ROOT),
+    }
+    options = ["--parallel=2", "--noinput", "--verbosity=0"]
+    run = subprocess.run(
+        [sys.executable, "-m", "django", "test", *options, str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Ran 2 tests" in run.stderr
