@@ -65,12 +65,17 @@ def close(connection: BaseDatabaseWrapper) -> None:
     try:
         connection.close()
     except Error as error:  # Django has let go of it
-        logger.info(
-            "Closing the connection %r said: %s",
-            connection.alias,
-            error,
-            extra={"alias": connection.alias},
-        )
+        log_farewell(connection, error)
+
+
+def log_farewell(connection: BaseDatabaseWrapper, error: Error) -> None:
+    """Log what a connection said when it was closed."""
+    logger.info(
+        "Closing the connection %r said: %s",
+        connection.alias,
+        error,
+        extra={"alias": connection.alias},
+    )
 
 
 def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool) -> Liveness:

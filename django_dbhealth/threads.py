@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from asgiref.sync import SyncToAsync
-from django.db import connections
+from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from .closing import close, is_of_this_thread
+from .closing import is_of_this_thread, log_farewell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,7 +133,13 @@ def _close_for_good(connection: BaseDatabaseWrapper) -> None:
     if connection.connection is None or connection.allow_thread_sharing:
         return
     connection.inc_thread_sharing()  # who closes it may be gevent's hub, or the main thread
+    # Past Django's look for a running event loop: one in a thread that has ended costs 64 bytes for
+    # good (measured with CPython 3.11, not with 3.13).
+    close = type(connection).close
+    close = getattr(close, "__wrapped__", close)
     try:
         close(connection)
+    except Error as error:
+        log_farewell(connection, error)
     finally:
         connection.dec_thread_sharing()

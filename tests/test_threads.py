@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -279,7 +280,7 @@ def test_log_of_the_end(database: Database) -> None:
     """What the end logs has the thread's name, and leaves no thread behind in threading's list."""
     names: list[str] = []
 
-    def close(*args: Any) -> None:
+    def close() -> None:
         names.append(threading.current_thread().name)
         raise OperationalError
 
@@ -287,7 +288,7 @@ def test_log_of_the_end(database: Database) -> None:
         connection = connections[ALIAS]
         connection.ensure_connection()
         kept.append(connection.connection)
-        connection.close = close  # type: ignore[method-assign]
+        connection._close = close  # type: ignore[method-assign]
 
     kept: list[Any] = []
     before = threading.enumerate()
@@ -295,6 +296,21 @@ def test_log_of_the_end(database: Database) -> None:
     assert names == ["importer"]
     assert threading.enumerate() == before
     kept[0].close()
+
+
+def test_nothing_is_left_in_memory(database: Database) -> None:
+    """Not even 64 bytes, which CPython 3.11 takes for each look for a running event loop."""
+    run_in_a_thread(count)
+    tracemalloc.start(1)
+    try:
+        for _ in range(20):
+            run_in_a_thread(count)
+        gc.collect()
+        snapshot = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    looks = tracemalloc.Filter(True, "*/django/utils/asyncio.py")
+    assert snapshot.filter_traces([looks]).statistics("lineno") == []
 
 
 def test_several_aliases(
@@ -307,7 +323,7 @@ def test_several_aliases(
         for alias in (ALIAS, "broken", "sqlite"):
             connections[alias].ensure_connection()
         kept.append(connections["broken"].connection)
-        connections["broken"].close = fail  # type: ignore[method-assign]
+        connections["broken"]._close = fail  # type: ignore[method-assign]
 
     def fail() -> None:
         raise ArithmeticError
