@@ -55,34 +55,33 @@ def numbers(chunks: Iterable[list[Row]]) -> list[int]:
     return [row.number for chunk in chunks for row in chunk]
 
 
-def is_selecting(server: Server) -> list[int]:
-    return [each.id for each in server.sessions(USER) if each.state in ("Query", "active")]
+SELECTING = {
+    "mysql": "SELECT id FROM information_schema.processlist"
+    f" WHERE user = '{USER}' AND info LIKE 'SELECT %SLEEP(%'",
+    "postgresql": "SELECT pid FROM pg_stat_activity"
+    f" WHERE usename = '{USER}' AND state = 'active' AND query LIKE 'SELECT %pg_sleep(%'",
+}
+
+
+def selecting(server: Server) -> list[int]:
+    """Return the sessions that are reading slow rows, and not just connecting or at BEGIN."""
+    return [session for (session,) in server.execute(SELECTING[server.vendor])]
 
 
 @contextmanager
-def once_it_selects(server: Server, act: Callable[[], None]) -> Iterator[None]:
-    """Act in another thread as soon as a statement of the block is running on the server."""
+def killed_once(server: Server) -> Iterator[None]:
+    """End the block's session in the middle of its first slow SELECT."""
 
-    def wait_and_act() -> None:
-        wait_for(lambda: is_selecting(server), timeout=30, interval=0.002)
-        act()
+    def kill() -> None:
+        for session in wait_for(lambda: selecting(server), timeout=30, interval=0.002):
+            server.kill_connection(session)
 
-    thread = threading.Thread(target=wait_and_act)
+    thread = threading.Thread(target=kill)
     thread.start()
     try:
         yield
     finally:
         thread.join()
-
-
-@contextmanager
-def killed_once(server: Server) -> Iterator[None]:
-    def kill() -> None:
-        for session in is_selecting(server):
-            server.kill_connection(session)
-
-    with once_it_selects(server, kill):
-        yield
 
 
 @contextmanager
