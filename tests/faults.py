@@ -288,7 +288,7 @@ def happens(
     return add
 
 
-def cells() -> Iterator[tuple[Happening, Driver, bool]]:
+def combinations() -> Iterator[tuple[Happening, Driver, bool]]:
     """Yield each happening with each of its drivers, alone and guarded."""
     for happening in HAPPENINGS:
         for name in happening.faults:

@@ -22,7 +22,7 @@ from psycopg_pool import ConnectionPool
 from django_dbhealth import Kind, Outcome, classify
 from django_dbhealth.vendors import VENDORS
 from tests.conftest import register, unregister
-from tests.faults import DRIVERS, FIRST, SECOND, SLOWLY, Bench, Case, cells, happens
+from tests.faults import DRIVERS, FIRST, SECOND, SLOWLY, Bench, Case, combinations, happens
 from tests.servers import PostgreSQLServer
 from tests.servers.base import PASSWORD, USER, wait_for
 
@@ -861,18 +861,18 @@ def benches() -> Iterator[dict[str, Bench]]:
         bench.remove()
 
 
-CELLS = list(cells())
+COMBINATIONS = list(combinations())
 
 
-def name_of(cell: tuple[Happening, Driver, bool]) -> str:
-    happening, driver, guarded = cell
+def name_of(combination: tuple[Happening, Driver, bool]) -> str:
+    happening, driver, guarded = combination
     return f"{happening.name}-{driver.name}" + ("-guarded" if guarded else "")
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=name_of)
-def test_real_error(cell: tuple[Happening, Driver, bool], benches: dict[str, Bench]) -> None:
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
+def test_real_error(combination: tuple[Happening, Driver, bool], benches: dict[str, Bench]) -> None:
     """The error that happens is the fault that the table says, and what it says is true."""
-    happening, driver, guarded = cell
+    happening, driver, guarded = combination
     bench = benches[driver.kind]
     bench.reset()
     case = Case(bench, driver, guarded)
@@ -914,7 +914,7 @@ def test_every_row_is_produced_or_not_claimed() -> None:
     """What the tables call measured is measured here; the docs list the others."""
     produced = {
         (happening.guarded if guarded else happening.faults)[driver.name]
-        for happening, driver, guarded in CELLS
+        for happening, driver, guarded in COMBINATIONS
     }
     assert produced == PRODUCIBLE == set(MEANINGS)
 

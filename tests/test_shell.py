@@ -121,5 +121,5 @@ def test_state_that_was_lost_is_named(shell: Shell) -> None:
     shell.wait_until_dropped()
     shown: Any = shell.type("cursor.execute('SELECT * FROM shelf')")
     assert "OperationalError: (2006, 'Server has gone away')" in shown
-    assert "and with it: temporary table shelf." in shown
+    assert "Not healed: lost with its session: temporary table shelf" in shown
     assert shell.type("cursor.execute('SELECT 1')") == "1\n"
