@@ -442,7 +442,7 @@ def test_parallel_test_runner(postgresql: Any, tmp_path: Path) -> None:
     (tmp_path / "test_rows.py").write_text(TEST_CASES)
     environment = {
         "DJANGO_SETTINGS_MODULE": "tests.job_settings",
-        "DATABASE_URL": postgresql.url(),
+        "DATABASE_URL": postgresql.url("parallel"),  # the suite has test_test itself
         "PYTHONPATH": str(ROOT),
     }
     options = ["--parallel=2", "--noinput", "--verbosity=0"]
