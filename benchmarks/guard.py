@@ -669,7 +669,7 @@ def run(
 ) -> pyperf.BenchmarkSuite:
     """Let one process after the other measure; return what all have found."""
     # Each new process has its own hash seed and its own layout of memory.
-    processes = options.processes or (2 if options.fast else 10)
+    processes = options.processes or (2 if options.fast else 5)
     task = {
         "servers": {name: address_of(server) for name, server in servers.items()},
         "cases": cases,
