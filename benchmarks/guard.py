@@ -239,13 +239,16 @@ def connect_unnoted(connection: BaseDatabaseWrapper, server: Server) -> Block:
     block = connect(connection, server)
 
     def unnoted(count: int) -> float:
-        with patch.object(wrappers, "note_opened", nothing):
+        with (
+            patch.object(wrappers, "program_line", nothing),
+            patch.object(wrappers, "note_opened", nothing),
+        ):
             return block(count)
 
     return unnoted
 
 
-def nothing(watch: object) -> None:
+def nothing(*args: object) -> None:
     pass
 
 

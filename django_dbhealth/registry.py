@@ -8,6 +8,7 @@ import sysconfig
 import threading
 import weakref
 from dataclasses import dataclass
+from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
@@ -42,6 +43,8 @@ class OpenConnection:
     in_transaction: bool
     opened_at: str
 
+
+Line = tuple[str, int | None]  # file and line; "" where none is the program's
 
 # What is noted when a connection is opened: time, thread's name and id, file and line. It is put
 # into words when somebody asks.
@@ -101,11 +104,11 @@ def _describe(connection: BaseDatabaseWrapper, watch: Watch, now: float) -> Open
     )
 
 
-def note_opened(watch: Watch) -> None:
-    """Take note of a connection that was opened just now, by whoever called."""
+def note_opened(watch: Watch, line: Line) -> None:
+    """Take note of a connection that was opened just now, for that line of the program."""
     is_new = watch.opening is None
     name = threading.current_thread().name
-    watch.opening = (monotonic(), name, threading.get_ident(), *_program_line(sys._getframe(2)))
+    watch.opening = (monotonic(), name, threading.get_ident(), *line)
     if is_new:
         _watches.add(weakref.ref(watch, _watches.discard))
 
@@ -131,22 +134,29 @@ _BELOW = (_OURS, f"{_DJANGO}db{os.sep}", f"{_DJANGO}utils{os.sep}", _folder(asgi
 _SCRIPTS = sysconfig.get_path("scripts") + os.sep
 
 
-def _program_line(frame: FrameType | None) -> tuple[str, int | None]:
+def program_line() -> Line:
+    """Return the line of the program for which the caller was called.
+
+    To be asked before a connect: after one, when the caches of the processor are somebody else's,
+    it takes longer.
+    """
     best = NOWHERE
-    place: tuple[str, int | None] = ("", None)
-    known_kind, left = _kinds.get, MAX_DEPTH
-    while frame is not None and left:
+    line: Line = ("", None)
+    known_kind = _kinds.get
+    frame: FrameType | None = sys._getframe(2)
+    for _ in repeat(None, MAX_DEPTH):
+        if frame is None:
+            break
         file = frame.f_code.co_filename
         kind = known_kind(file)
         if kind is None:
             kind = _learn_kind(file)
         if kind < best:
-            best, place = kind, (file, frame.f_lineno)
+            best, line = kind, (file, frame.f_lineno)
             if kind == PROJECT:
                 break
         frame = frame.f_back
-        left -= 1
-    return place
+    return line
 
 
 _kinds: dict[str, int] = {}  # half the time of an lru_cache

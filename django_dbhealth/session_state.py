@@ -23,7 +23,6 @@ OPAQUE = "whatever a statement that is no text has set"
 
 # Up to this length a text is searched in lower case, and what it means remembered.
 SHORT_TEXT = 1_000
-MANY_TEXTS = 1_000
 
 _FIRST_WORD = re.compile(
     # No comment that is code (MySQL's /*! … */), none with another in it (PostgreSQL nests them).
@@ -124,7 +123,6 @@ class RuleSet:
         self._doubtful = doubtful
         self._pure_functions = pure_functions
         self.has_select_into = "into" in quiet.get("SELECT", ())
-        self.harmless: set[str] = set()  # texts that were found to do nothing
         self._remembered = lru_cache(maxsize=512)(self._effects)
 
     def effects(self, sql: str) -> tuple[Effect, ...]:
@@ -132,12 +130,6 @@ class RuleSet:
         if self.is_quiet(sql):
             return ()
         return self._remembered(sql) if len(sql) <= SHORT_TEXT else self._effects(sql)
-
-    def remember(self, sql: str) -> None:
-        """Take note that a text is harmless, for the next time."""
-        if len(self.harmless) >= MANY_TEXTS:
-            self.harmless.clear()  # cheaper than any order
-        self.harmless.add(sql)
 
     def has_several(self, sql: object) -> bool:
         """Return whether a text has several statements in it; one that cannot be read may have."""
@@ -286,11 +278,7 @@ class SessionState:
                 )
             ):
                 return
-            if len(sql) <= SHORT_TEXT and sql in rules.harmless:  # hashing a long one takes long
-                return
             if rules.is_quiet(sql):
-                if params and len(sql) <= SHORT_TEXT:  # else the values are in it: it comes once
-                    rules.remember(sql)
                 return
         text = sql if isinstance(sql, str) else _as_text(sql)
         if text is None:
@@ -436,6 +424,10 @@ def _long_text_has(sql: str, marker: str) -> bool:
     The search for a single character is 50 times faster. Most texts lack one of the marker's
     characters, or have the first one, which is a rare one, a few times only.
     """
+    if len(marker) == 1:
+        return marker in sql
+    if marker.startswith("_"):
+        return _long_text_calls(sql, marker)
     if not all(character in sql or character.upper() in sql for character in marker):
         return False
     for first in {marker[0], marker[0].upper()}:
@@ -449,6 +441,21 @@ def _long_text_has(sql: str, marker: str) -> bool:
         else:
             return marker in sql.lower()
     return False
+
+
+def _long_text_calls(sql: str, marker: str) -> bool:
+    """Look for a part of a function's name: it stands before one of a few parentheses."""
+    at = -1
+    for _ in range(50):
+        at = sql.find("(", at + 1)
+        if at < 0:
+            return False
+        before = sql[max(0, at - 100) : at].removesuffix(" ").lower()  # names have 64 at most
+        if marker in before:
+            return True
+        if before[-1:].isspace() or before.endswith("/"):  # behind a comment, perhaps
+            break
+    return marker in sql.lower()
 
 
 def _as_text(sql: object) -> str | None:

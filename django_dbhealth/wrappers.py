@@ -22,7 +22,7 @@ from .connecting import connect_patiently
 from .guard import BLOCK, before_use, note_failure
 from .liveness import Liveness, check_liveness
 from .notes import note_statement
-from .registry import note_opened
+from .registry import note_opened, program_line
 from .watch import Watch, watch_of
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if watch.connecting:  # a log handler that writes to the database which it writes of
             super().connect()
             return
+        line = program_line()
         watch.connecting = True
         try:
             connect_patiently(self, watch, super().connect)
@@ -96,7 +97,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
             # new session: it is not counted.
             watch.connecting = False
             watch.reset()
-        note_opened(watch)
+        note_opened(watch, line)
 
     def get_connection_params(self) -> dict[str, Any]:
         parameters: dict[str, Any] = super().get_connection_params()

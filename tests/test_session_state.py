@@ -130,6 +130,13 @@ MYSQL_HOLDS = [
     ("SELECT 1 /*!, GET_LOCK('job', 10) */", LOCK),
     (f"INSERT INTO t VALUES ('{'x' * SHORT_TEXT}', gEt_lOcK('job', 1))", LOCK),
     (f"INSERT INTO t_ VALUES ('{'_x' * SHORT_TEXT}', gEt_lOcK('job', 1))", LOCK),
+    (f"SELECT '{'x' * SHORT_TEXT}', `Get_Lock`('job', 1)", LOCK),
+    (f"SELECT '{'x' * SHORT_TEXT}', Get_Lock{' ' * 99}('job', 1)", LOCK),
+    (f"SELECT '{'x' * SHORT_TEXT}', Get_Lock{' ' * 999}('job', 1)", LOCK),
+    (f"SELECT '{'x' * SHORT_TEXT}', Get_Lock /* {'y' * 99} */ ('job', 1)", LOCK),
+    (f"SELECT '{'x' * SHORT_TEXT}', Get_Lock -- {'y' * 99}\n  ('job', 1)", LOCK),
+    (f"SELECT '{'x' * SHORT_TEXT}', Get_Lock # {'y' * 99}\r\n\t('job', 1)", LOCK),
+    (f"INSERT INTO t VALUES {'(1), ' * SHORT_TEXT} (Get_Lock('job', 1))", LOCK),
 ]
 POSTGRESQL_HOLDS = [
     ("CREATE TEMP TABLE tmp (id int)", "temporary table tmp"),
@@ -202,6 +209,7 @@ POSTGRESQL_HOLDS = [
     ("COPY (SELECT pg_advisory_lock(1)) TO STDOUT", ADVISORY),
     ("EXPLAIN ANALYZE SELECT pg_advisory_lock(1)", ADVISORY),
     (f"SELECT '{'_' * SHORT_TEXT}', pg_advisory_lock(1)", ADVISORY),
+    (f"SELECT '{'x' * SHORT_TEXT}', {'pg_catalog' * 9} . pg_advisory_lock (1)", ADVISORY),
 ]
 HOLDS = [
     *((vendor, *row) for vendor in VENDORS for row in BOTH_HOLD),
