@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections import namedtuple
 from functools import partial
-from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from django.core.exceptions import EmptyResultSet
 from django.db import Error, connections
-from django.db.models import QuerySet
+from django.db.models import QuerySet, Value
 from django.db.models.query import (
     FlatValuesListIterable,
     ModelIterable,
@@ -24,6 +24,7 @@ from django.db.models.query import (
 )
 
 from .closing import close
+from .compiled import CompiledQuery, Slot
 from .conf import get_config
 from .diagnosis import classify
 from .faults import Kind
@@ -34,14 +35,12 @@ from .watch import watch_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from django.db.models import Func, Q
-
 T = TypeVar("T")
 
 logger = logging.getLogger("django_dbhealth.chunks")
 
 CHUNK_SIZE = 2000  # rows; that of QuerySet.iterator()
-LAZY = (ModelIterable, ValuesListIterable)  # they ask nothing after their first row
+LAZY = (ModelIterable, ValuesListIterable)
 REGROWTH = 16  # good pieces after which the size is the full one again
 
 
@@ -193,18 +192,11 @@ class Form(NamedTuple):
         hidden = key.hidden
         return cls(queryset.annotate(**hidden), attrgetter(*hidden), partial(_without, hidden))
 
-    def read(self, condition: Q | Func | None, size: int) -> Iterator[Any]:
-        """Return so many rows. They are all here when this returns, and no cursor is open.
-
-        Instances are made one by one, as ``iterator()`` does: to make all of them first takes a
-        third longer.
-        """
-        rows: Any = self.queryset if condition is None else self.queryset.filter(condition)
-        rows = rows[:size]
-        if rows._prefetch_related_lookups or rows._iterable_class not in LAZY:
-            return iter(list(rows))
-        rows = iter(rows._iterable_class(rows, chunk_size=size))
-        return chain([*islice(rows, 1)], rows)
+    @property
+    def is_lazy(self) -> bool:
+        """Whether nothing is asked of the database after the first row."""
+        rows: Any = self.queryset
+        return rows._iterable_class in LAZY and not rows._prefetch_related_lookups
 
 
 def _names(query: Any) -> list[str]:
@@ -247,6 +239,8 @@ class ChunkedIterator(Generic[T]):
         self._key = key
         self._chunk_size = self._size = chunk_size
         self._position = position
+        self._query: CompiledQuery | None = None
+        self._query_for: tuple[Any, ...] = ()
 
     @property
     def position(self) -> Any:
@@ -278,9 +272,7 @@ class ChunkedIterator(Generic[T]):
 
     def count(self) -> int:
         """Return how many rows come after ``position``, with one query."""
-        condition = self._after(self._position)
-        rows = self._rows.order_by()
-        return (rows if condition is None else rows.filter(condition)).count()
+        return self._filtered(self._rows.order_by(), self._position).count()
 
     def _read(self, position: Any) -> Iterator[Any]:
         """Return the rows of the piece after the position, none when there are no more."""
@@ -290,7 +282,7 @@ class ChunkedIterator(Generic[T]):
             state = _session_state(connection)
             size = self._size
             try:
-                rows = self._form.read(self._after(position), size)
+                rows = self._rows_after(position, size)
             except Error as error:
                 if (has_failed and size == 1) or not _may_read_again(connection, error, state):
                     raise
@@ -301,12 +293,31 @@ class ChunkedIterator(Generic[T]):
                 self._size = min(self._chunk_size, size + -(-self._chunk_size // REGROWTH))
                 return rows
 
-    def _after(self, position: Any) -> Q | Func | None:
+    def _rows_after(self, position: Any, size: int) -> Iterator[Any]:
+        """Return so many rows. They are all here when this returns, and no cursor is open."""
+        if not self._form.is_lazy:
+            return iter(list(self._filtered(self._form.queryset, position)[:size]))
+        # In another thread there is another connection.
+        query_for = connections[self._alias], position is None, size
+        if self._query is None or self._query_for != query_for:
+            rows = self._filtered(self._form.queryset, position, as_expression=Slot)[:size]
+            try:
+                self._query, self._query_for = CompiledQuery(rows, size), query_for
+            except EmptyResultSet:
+                return iter(())
+        return self._query.run({} if position is None else self._key.values(position))
+
+    def _filtered(
+        self, rows: QuerySet[Any, Any], position: Any, as_expression: type[Value] = Value
+    ) -> QuerySet[Any, Any]:
+        """Return those of the rows that come after the position."""
         if position is None:
-            return None
+            return rows
         vendor = vendor_named(connections[self._alias].vendor)
         row_values = vendor is not None and vendor.finds_row_values
-        return self._key.after(position, row_values=row_values)
+        return rows.filter(
+            self._key.after(position, row_values=row_values, as_expression=as_expression)
+        )
 
     def _report(self, error: Error) -> None:
         logger.info(

@@ -81,12 +81,23 @@ class Key(NamedTuple):
             ) from error
         return found if several else found[0]
 
-    def after(self, position: Any, *, row_values: bool) -> Q | Func:
+    def values(self, position: Any) -> dict[Field[Any, Any], Any]:
+        """Return the value of each field at a position."""
+        values = position if len(self.fields) > 1 else (position,)
+        return dict(zip(self.fields, values, strict=True))
+
+    def after(
+        self, position: Any, *, row_values: bool, as_expression: type[Value] = Value
+    ) -> Q | Func:
         """Return the condition for the rows that come after the position.
 
-        ``row_values``: where the database finds ``(a, b) > (x, y)`` by an index.
+        ``row_values``: where the database finds ``(a, b) > (x, y)`` by an index. The values in it
+        are of the class ``as_expression``.
         """
-        values = position if len(self.fields) > 1 else (position,)
+        values = [
+            as_expression(value, output_field=field)
+            for field, value in self.values(position).items()
+        ]
         if row_values and len(self.fields) > 1 and len(set(self.signs)) == 1:
             return self._after_row(values)
         after = Q()
@@ -97,14 +108,10 @@ class Key(NamedTuple):
             after = Q(**{f"{name}__{'lte' if sign else 'gte'}": value}) & after
         return after
 
-    def _after_row(self, values: Sequence[Any]) -> Func:
-        wrapped = [
-            Value(value, output_field=field)
-            for value, field in zip(values, self.fields, strict=True)
-        ]
+    def _after_row(self, values: Sequence[Value]) -> Func:
         return Func(
             Func(*map(F, self.names), template="(%(expressions)s)"),
-            Func(*wrapped, template="(%(expressions)s)"),
+            Func(*values, template="(%(expressions)s)"),
             template="%(expressions)s",
             arg_joiner=" < " if self.signs[0] else " > ",
             output_field=BooleanField(),

@@ -6,6 +6,7 @@ import datetime as dt
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -197,6 +198,7 @@ ACCEPTED = {
     "one child": BOOKS.filter(novel__isnull=False),
     "or": BOOKS.filter(Q(shelf=1) | Q(shelf=2)),
     "none": BOOKS.none(),
+    "nothing, as Django sees": BOOKS.filter(pk__in=[]),
     "all": BOOKS,
 }
 
@@ -445,6 +447,15 @@ def test_two_loops_at_once(library: Database) -> None:
     keys = list(Book.objects.using(ALIAS).order_by("pk").values_list("pk", flat=True))
     assert seen == keys
     assert lists == keys[1:]
+
+
+def test_loop_goes_on_in_another_thread(library: Database) -> None:
+    """As one does whose pieces are read by asyncio.to_thread(): the connection is the thread's."""
+    keys = iter(chunked_iterator(Book.objects.using(ALIAS), chunk_size=3))
+    seen = [next(keys).pk for _ in range(7)]
+    with ThreadPoolExecutor(1) as pool:
+        seen += pool.submit(lambda: [book.pk for book in keys]).result()
+    assert seen == list(Book.objects.using(ALIAS).order_by("pk").values_list("pk", flat=True))
 
 
 class Fickle:
