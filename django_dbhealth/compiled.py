@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Slot(Value):
     """The value of a field, which is not the same in each run."""
 
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
-        sql, _ = super().as_sql(compiler, connection)
-        return sql, [self]
+    def as_sql(self, compiler: Any, connection: Any) -> Any:
+        sql, parameters = super().as_sql(compiler, connection)
+        return sql, type(parameters)([self])
 
 
 class CompiledQuery:
@@ -32,9 +32,10 @@ class CompiledQuery:
     def __init__(self, rows: QuerySet[Any, Any], size: int) -> None:
         self._rows: Any = rows
         self._size = size
-        self._compiler = self._rows.query.get_compiler(rows.db)
+        query: Any = rows.query
+        self._compiler = query.get_compiler(rows.db)
         self._sql, self._parameters = self._compiler.as_sql()
-        self._rows.query.get_compiler = lambda *args, **kwargs: self._compiler
+        query.get_compiler = lambda *args, **kwargs: self._compiler
 
     def run(self, values: Mapping[Field[Any, Any], Any]) -> Iterator[Any]:
         """Return the rows. They are all here when this returns, and no cursor is open.
