@@ -18,7 +18,7 @@ class Slot(Value):
 
     def as_sql(self, compiler: Any, connection: Any) -> Any:
         sql, parameters = super().as_sql(compiler, connection)
-        return sql, type(parameters)([self])
+        return sql, type(parameters)([self])  # type: ignore[list-item]
 
 
 class CompiledQuery:
