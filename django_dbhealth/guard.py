@@ -182,6 +182,7 @@ def note_failure(connection: Any, watch: Watch, error: Error) -> None:
     if connecting or watch.committed:
         return
     watch.refused_write |= fault is not None and fault.kind is Kind.READ_ONLY
+    watch.told |= watch.lost or (fault is not None and fault.kind is Kind.LOST)
     if not watch.lost:
         return
     watch.forget_session_state()
