@@ -88,7 +88,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if watch.connecting:  # a log handler that writes to the database which it writes of
             super().connect()
             return
-        watch.connecting = True
+        watch.connecting, was_lost = True, watch.lost
         try:
             connect_patiently(self, watch, super().connect)
         finally:
@@ -96,6 +96,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
             # new session: it is not counted.
             watch.connecting = False
             watch.reset()
+            watch.lost = was_lost and self.connection is None  # the next connect heals it
         note_opened(watch)
 
     def get_connection_params(self) -> dict[str, Any]:
@@ -154,8 +155,10 @@ class WatchedConnection(Base):  # type: ignore[misc]
             self.autocommit = True
             return
         before_use(self, self.dbhealth_watch, monotonic())  # BEGIN
+        changes = self.autocommit != autocommit
         super().set_autocommit(autocommit, *args, **kwargs)
-        self.dbhealth_watch.transaction_began()
+        if changes:
+            self.dbhealth_watch.transaction_began()
 
     # Transactions
 
@@ -291,6 +294,8 @@ class PastDjango:
         watch = cursor.db.dbhealth_watch
         cursor._before_use(watch, monotonic())
         watch.used = True
+        if self._name == "stream":  # the others copy; it runs whatever it is given
+            watch.session.observe(args[0] if args else kwargs.get("query"))
         of_backend = getattr(super(WatchedCursor, cursor), self._name, None)  # logs it, perhaps
         method = of_backend or getattr(cursor.cursor, self._name)
         return method(*args, **kwargs)
