@@ -124,6 +124,8 @@ def _problem_of_rows(queryset: QuerySet[Any, Any], key: Key) -> str | None:
         return "its rows are groups. Write annotate() before values(), so that each row has a key."
     if any(each.contains_over_clause for each in query.annotations.values()):
         return "a window function sees only the piece. Compute it in a subquery."
+    if any(getattr(each, "set_returning", False) for each in _parts(query.annotations.values())):
+        return "a function gives several rows for one key. Read the rows, and call it for each."
     if query.extra_tables or _repeats_keys(query):
         return (
             "a join gives several rows for one key. Add .distinct(), or write "
@@ -160,6 +162,10 @@ def _repeats_keys(query: Any) -> bool:
     return not (query.distinct or query.group_by) or not shown.isdisjoint(aliases)
 
 
+def _parts(expressions: Iterable[Any]) -> Iterator[Any]:
+    return chain.from_iterable(each.flatten() for each in expressions)
+
+
 def _multiplies(join: Any) -> bool:
     return getattr(getattr(join, "join_field", None), "multiple", False)
 
@@ -194,7 +200,7 @@ class Form(NamedTuple):
         return cls(queryset.annotate(**hidden), attrgetter(*hidden), partial(_without, hidden))
 
     def read(self, condition: Q | Func | None, size: int) -> Iterator[Any]:
-        """Return so many rows. They are all here when this returns, and no cursor is open.
+        """Return so many rows. They are all here with the first one, and no cursor is open.
 
         Instances are made one by one, as ``iterator()`` does: to make all of them first takes a
         third longer.
@@ -203,8 +209,7 @@ class Form(NamedTuple):
         rows = rows[:size]
         if rows._prefetch_related_lookups or rows._iterable_class not in LAZY:
             return iter(list(rows))
-        rows = iter(rows._iterable_class(rows, chunk_size=size))
-        return chain([*islice(rows, 1)], rows)
+        return iter(rows._iterable_class(rows, chunk_size=size))
 
 
 def _names(query: Any) -> list[str]:
@@ -291,6 +296,7 @@ class ChunkedIterator(Generic[T]):
             size = self._size
             try:
                 rows = self._form.read(self._after(position), size)
+                first = [*islice(rows, 1)]
             except Error as error:
                 if (has_failed and size == 1) or not _may_read_again(connection, error, state):
                     raise
@@ -299,7 +305,21 @@ class ChunkedIterator(Generic[T]):
                 self._report(error)
             else:
                 self._size = min(self._chunk_size, size + -(-self._chunk_size // REGROWTH))
-                return rows
+                self._refuse_repetition(first, position)
+                return chain(first, rows)
+
+    def _refuse_repetition(self, first: list[Any], position: Any) -> None:
+        """Raise ValueError where the key that was read is not quite the one in the table.
+
+        FLOAT and REAL columns are shown rounded, as SQLite's decimals of more than 15 digits are.
+        The loop would never end.
+        """
+        if first and position is not None and self._form.key_of(first[0]) == position:
+            raise ValueError(
+                f"The row after {', '.join(self._key.names)} = {position!r} is that row again: the "
+                "database rounds what it shows of this key. Read by another one, such as the "
+                "primary key."
+            )
 
     def _after(self, position: Any) -> Q | Func | None:
         if position is None:
