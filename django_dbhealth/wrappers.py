@@ -10,6 +10,7 @@ import math
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -65,6 +66,10 @@ CURSOR_HOOKS = ("_execute_with_wrappers", "callproc")
 JUST_NOW = 0.0005
 
 
+# The handles that a pool was given back, and when each gave its last sign of life.
+_pooled: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+
 class MarkedForRollback:
     """The attribute needs_rollback, whose value stays in the instance: reading it costs nothing."""
 
@@ -115,10 +120,12 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if pool is None:
             return handle
         # Nobody has looked at it since it was given back. At most all in the pool are lost.
-        driver = self.dbhealth_watch.driver
-        timeout = config_for(self.alias).ping_timeout
+        driver, config = self.dbhealth_watch.driver, config_for(self.alias)
+        deadline = monotonic() + config.ping_timeout
         for _ in range(getattr(pool, "max_size", 0)):
-            liveness = check_liveness(driver, handle, suspect=False, timeout=timeout)
+            suspect = monotonic() - _pooled.get(handle, -math.inf) > config.ping_after
+            timeout = max(0.0, deadline - monotonic())
+            liveness = check_liveness(driver, handle, suspect=suspect, timeout=timeout)
             if liveness is not Liveness.LOST:
                 break
             pool.putconn(handle)  # never just dropped: that would cost its slot
@@ -129,6 +136,8 @@ class WatchedConnection(Base):  # type: ignore[misc]
         watch = self.dbhealth_watch
         if watch.closed:
             return
+        if self.connection is not None and getattr(self, "pool", None) is not None:
+            _pooled[self.connection] = watch.last_used
         try:
             super()._close()
         except Error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -371,6 +372,29 @@ def test_autocommit_of_a_healed_session(engine: str, new_server: Any, add_databa
     create("a")
     assert run("SELECT @@autocommit") == [(1,)]
     assert server.execute("SELECT name FROM app_row", database="test") == [("a",)]
+
+
+def test_connection_that_was_long_in_its_pool_is_asked(new_server: Any, add_database: Any) -> None:
+    """A firewall may have forgotten it: past PING_AFTER it is asked before it is handed out."""
+    server = new_server("postgresql")
+    pool = {"min_size": 1, "max_size": 1, "timeout": 20}
+    alias = add_database(server.django("test") | {"OPTIONS": {"pool": pool}}, alias="database")
+    with override_settings(DBHEALTH={"PING_TIMEOUT": 1}):
+        create("a")
+        connections[alias].dbhealth_watch.last_used -= 100
+        silent = session_of(connections[alias])
+        connections[alias].close()
+        wait_for(lambda: connections[alias].pool.get_stats()["pool_available"] == 1)
+        os.kill(silent, signal.SIGSTOP)
+        rescue = threading.Timer(10, os.kill, [silent, signal.SIGCONT])
+        rescue.start()
+        try:
+            create("b")
+            assert session_of(connections[alias]) != silent
+            assert rescue.is_alive()
+        finally:
+            rescue.cancel()
+            os.kill(silent, signal.SIGCONT)
 
 
 def test_pool_takes_no_dead_connection_back(new_server: Any, add_database: Any) -> None:
