@@ -26,7 +26,7 @@ from django.db.transaction import TransactionManagementError
 from django.utils.asyncio import async_unsafe
 from django.utils.connection import ConnectionDoesNotExist
 
-from .closing import close_if, connections_of_this_thread, give_back
+from .closing import carries_anything, close_if, connections_of_this_thread, give_back
 from .vendors import driver_of
 from .watch import watch_of
 
@@ -429,7 +429,8 @@ def _close_if_obsolete(
         if even_without_max_age and not in_transaction and not connection.allow_thread_sharing:
             connection.close_if_unusable_or_obsolete()
         return
-    if not in_transaction:  # Django's health check closes what is in a failed transaction
+    # Django's health check closes what is in a failed transaction, or carries anything.
+    if not connection.in_atomic_block and not carries_anything(connection):
         connection.health_check_done = False  # type: ignore[attr-defined]
     max_age = connection.settings_dict["CONN_MAX_AGE"]
     expired = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import namedtuple
 from functools import partial
+from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -123,6 +124,8 @@ def _problem_of_rows(queryset: QuerySet[Any, Any], key: Key) -> str | None:
         return "its rows are groups. Write annotate() before values(), so that each row has a key."
     if any(each.contains_over_clause for each in query.annotations.values()):
         return "a window function sees only the piece. Compute it in a subquery."
+    if any(getattr(each, "set_returning", False) for each in _parts(query.annotations.values())):
+        return "a function gives several rows for one key. Read the rows, and call it for each."
     if query.extra_tables or _repeats_keys(query):
         return (
             "a join gives several rows for one key. Add .distinct(), or write "
@@ -157,6 +160,10 @@ def _repeats_keys(query: Any) -> bool:
     ]
     shown = {getattr(part, "alias", None) for each in selected for part in each.flatten()}
     return not (query.distinct or query.group_by) or not shown.isdisjoint(aliases)
+
+
+def _parts(expressions: Iterable[Any]) -> Iterator[Any]:
+    return chain.from_iterable(each.flatten() for each in expressions)
 
 
 def _multiplies(join: Any) -> bool:
@@ -283,6 +290,7 @@ class ChunkedIterator(Generic[T]):
             size = self._size
             try:
                 rows = self._rows_after(position, size)
+                first = [*islice(rows, 1)]
             except Error as error:
                 if (has_failed and size == 1) or not _may_read_again(connection, error, state):
                     raise
@@ -291,10 +299,24 @@ class ChunkedIterator(Generic[T]):
                 self._report(error)
             else:
                 self._size = min(self._chunk_size, size + -(-self._chunk_size // REGROWTH))
-                return rows
+                self._refuse_repetition(first, position)
+                return chain(first, rows)
+
+    def _refuse_repetition(self, first: list[Any], position: Any) -> None:
+        """Raise ValueError where the key that was read is not quite the one in the table.
+
+        FLOAT and REAL columns are shown rounded, as SQLite's decimals of more than 15 digits are.
+        The loop would never end.
+        """
+        if first and position is not None and self._form.key_of(first[0]) == position:
+            raise ValueError(
+                f"The row after {', '.join(self._key.names)} = {position!r} is that row again: the "
+                "database rounds what it shows of this key. Read by another one, such as the "
+                "primary key."
+            )
 
     def _rows_after(self, position: Any, size: int) -> Iterator[Any]:
-        """Return so many rows. They are all here when this returns, and no cursor is open."""
+        """Return so many rows. They are all here with the first one, and no cursor is open."""
         if not self._form.is_lazy:
             return iter(list(self._filtered(self._form.queryset, position)[:size]))
         # In another thread there is another connection.

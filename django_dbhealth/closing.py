@@ -51,13 +51,19 @@ def close_if(connection: BaseDatabaseWrapper, driver: Driver, *, unwanted: bool)
     """
     if connection.in_atomic_block or connection.allow_thread_sharing:
         return
-    watch = watch_of(connection)
-    carries = not connection.autocommit or (watch is not None and watch.carries_anything())
-    if carries and not connection.errors_occurred:
+    carries, watch = carries_anything(connection), watch_of(connection)
+    told = connection.errors_occurred if watch is None else watch.told
+    if carries and not told:
         return  # alive it is needed; lost, its next use must say so, and then it is over
     liveness = find_liveness(connection, driver, suspect=unwanted)
     if liveness is Liveness.LOST or (unwanted and liveness is Liveness.ALIVE and not carries):
         close(connection)
+
+
+def carries_anything(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether something would be lost with the connection, atomic() apart."""
+    watch = watch_of(connection)
+    return not connection.autocommit or (watch is not None and watch.carries_anything())
 
 
 def close(connection: BaseDatabaseWrapper) -> None:

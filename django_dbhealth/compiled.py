@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import Value
@@ -38,7 +37,7 @@ class CompiledQuery:
         query.get_compiler = lambda *args, **kwargs: self._compiler
 
     def run(self, values: Mapping[Field[Any, Any], Any]) -> Iterator[Any]:
-        """Return the rows. They are all here when this returns, and no cursor is open.
+        """Return the rows. They are all here with the first one, and no cursor is open.
 
         Instances are made one by one, as ``iterator()`` does: to make all of them first takes a
         third longer.
@@ -51,5 +50,4 @@ class CompiledQuery:
             for each in self._parameters
         )
         self._compiler.as_sql = lambda: (self._sql, parameters)
-        rows = iter(self._rows._iterable_class(self._rows, chunk_size=self._size))
-        return chain([*islice(rows, 1)], rows)
+        return iter(self._rows._iterable_class(self._rows, chunk_size=self._size))

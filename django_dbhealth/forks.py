@@ -103,7 +103,8 @@ def _forget(
         silence(socket.descriptor)
         driver.end(connection.connection)  # or psycopg would warn when the child ends
     connection.connection = None
-    connection.in_atomic_block = False  # connect() sees to all else
+    connection.in_atomic_block = False
+    connection.run_on_commit = []  # they are its parent's to run; connect() sees to all else
 
 
 if hasattr(os, "register_at_fork"):

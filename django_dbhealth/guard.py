@@ -127,11 +127,9 @@ def _replace(connection: Any, watch: Watch) -> None:
 
 
 def _connect_anew(connection: Any, watch: Watch) -> None:
-    if not watch.driver.cursors_need_handle:  # else it goes when its last cursor does
-        connection._close()  # a pool's goes back to its pool, or that would lose a slot
-        watch.closed = True
-    connection.connection = None
-    watch.bounded = True
+    watch.bounded = not health_check_is_due(connection)  # Django would wait as long as it takes
+    watch.closed = watch.driver.cursors_need_handle  # then it goes when its last cursor does
+    connection.close()  # a backend may have more to forget; a pool's goes back to its pool
     connection.ensure_connection()
 
 
@@ -182,6 +180,7 @@ def note_failure(connection: Any, watch: Watch, error: Error) -> None:
     if connecting or watch.committed:
         return
     watch.refused_write |= fault is not None and fault.kind is Kind.READ_ONLY
+    watch.told |= watch.lost or (fault is not None and fault.kind is Kind.LOST)
     if not watch.lost:
         return
     watch.forget_session_state()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
+import os
 import threading
 from concurrent.futures import Future
 from contextlib import closing
@@ -105,6 +106,17 @@ class _Probe:
 
 _probes: dict[str, _Probe] = {}
 _lock = threading.Lock()
+
+
+def _forget_probes() -> None:
+    """Let a forked child ask anew: the threads that ask for its parent are not there."""
+    global _lock  # noqa: PLW0603 (a thread of the parent's may hold it)
+    _lock = threading.Lock()
+    _probes.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_probes)
 
 
 def _probe_of(alias: str) -> _Probe:

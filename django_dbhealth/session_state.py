@@ -465,7 +465,7 @@ def _as_text(sql: object) -> str | None:
     try:
         # Not str(): the repr of psycopg.sql.Composed looks like one list of string literals.
         return str(sql.as_string(None))  # type: ignore[attr-defined]
-    except (AttributeError, TypeError, ValueError):
+    except Exception:  # noqa: BLE001 (the statement has run: whatever it is, it is no error now)
         return None  # psycopg2 quotes a name only for a connection; others are as opaque
 
 

@@ -49,6 +49,7 @@ class Watch:
         "refused_write",
         "savepoints",
         "session",
+        "told",
         "tried_seconds",
         "used",
         "vendor",
@@ -83,6 +84,7 @@ class Watch:
         self.interrupted = False  # in a statement, by an exception that is not the database's
         self.refused_write = False  # a statement, by a server that may be read-only
         self.lost = False  # known, so that nothing needs to be asked
+        self.told = False  # the program, by an error, that it is lost
         self.committing = False
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet

@@ -10,6 +10,7 @@ import math
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -65,6 +66,10 @@ CURSOR_HOOKS = ("_execute_with_wrappers", "callproc")
 JUST_NOW = 0.0005
 
 
+# The handles that a pool was given back, and when each gave its last sign of life.
+_pooled: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+
 class MarkedForRollback:
     """The attribute needs_rollback, whose value stays in the instance: reading it costs nothing."""
 
@@ -88,8 +93,9 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if watch.connecting:  # a log handler that writes to the database which it writes of
             super().connect()
             return
-        line = program_line()
-        watch.connecting = True
+        watch.connecting, was_lost = True, watch.lost
+        # One that replaces a lost one keeps its line: the query that met the loss is not of interest.
+        line = watch.opening[3:] if was_lost and watch.opening else program_line()
         try:
             connect_patiently(self, watch, super().connect)
         finally:
@@ -97,6 +103,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
             # new session: it is not counted.
             watch.connecting = False
             watch.reset()
+            watch.lost = was_lost and self.connection is None  # the next connect heals it
         note_opened(watch, line)
 
     def get_connection_params(self) -> dict[str, Any]:
@@ -115,10 +122,12 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if pool is None:
             return handle
         # Nobody has looked at it since it was given back. At most all in the pool are lost.
-        driver = self.dbhealth_watch.driver
-        timeout = config_for(self.alias).ping_timeout
+        driver, config = self.dbhealth_watch.driver, config_for(self.alias)
+        deadline = monotonic() + config.ping_timeout
         for _ in range(getattr(pool, "max_size", 0)):
-            liveness = check_liveness(driver, handle, suspect=False, timeout=timeout)
+            suspect = monotonic() - _pooled.get(handle, -math.inf) > config.ping_after
+            timeout = max(0.0, deadline - monotonic())
+            liveness = check_liveness(driver, handle, suspect=suspect, timeout=timeout)
             if liveness is not Liveness.LOST:
                 break
             pool.putconn(handle)  # never just dropped: that would cost its slot
@@ -129,6 +138,8 @@ class WatchedConnection(Base):  # type: ignore[misc]
         watch = self.dbhealth_watch
         if watch.closed:
             return
+        if self.connection is not None and getattr(self, "pool", None) is not None:
+            _pooled[self.connection] = watch.last_used
         try:
             super()._close()
         except Error:
@@ -155,8 +166,10 @@ class WatchedConnection(Base):  # type: ignore[misc]
             self.autocommit = True
             return
         before_use(self, self.dbhealth_watch, monotonic())  # BEGIN
+        changes = self.autocommit != autocommit
         super().set_autocommit(autocommit, *args, **kwargs)
-        self.dbhealth_watch.transaction_began()
+        if changes:
+            self.dbhealth_watch.transaction_began()
 
     # Transactions
 
@@ -292,6 +305,8 @@ class PastDjango:
         watch = cursor.db.dbhealth_watch
         cursor._before_use(watch, monotonic())
         watch.used = True
+        if self._name == "stream":  # the others copy; it runs whatever it is given
+            watch.session.observe(args[0] if args else kwargs.get("query"))
         of_backend = getattr(super(WatchedCursor, cursor), self._name, None)  # logs it, perhaps
         method = of_backend or getattr(cursor.cursor, self._name)
         return method(*args, **kwargs)

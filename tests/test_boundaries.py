@@ -467,6 +467,65 @@ def test_state_on_a_slow_server_is_not_risked(
         assert cursor.fetchone() == ("one",)
 
 
+def begin_and_end() -> None:
+    with connection_boundary():
+        pass
+
+
+def release() -> None:
+    with connections_released():
+        pass
+
+
+moments = pytest.mark.parametrize("at_boundary", [close_old_connections, begin_and_end, release])
+
+
+@moments
+def test_loss_of_state_is_told_after_another_error(at_boundary: Any, database: Database) -> None:
+    """An error that was not about the loss has not told of it: the next use must."""
+    wrapper().settings_dict["CONN_MAX_AGE"] = None
+    execute(carried()[0])
+    with pytest.raises(Error):
+        execute("SELECT nonsense")
+    kill_session(database)
+    at_boundary()
+    with pytest.raises(OperationalError):
+        execute("SELECT 1")
+    execute("SELECT 1")
+
+
+def test_transaction_is_not_split_after_another_error(database: Database) -> None:
+    """Autocommit is off, and an error was not about the loss: what was written is not forgotten."""
+    wrapper().set_autocommit(False)
+    insert("first")
+    with pytest.raises(Error):
+        execute("SELECT nonsense")
+    kill_dead_transaction(database)
+    close_old_connections()
+    with pytest.raises(Error):
+        insert("second")
+    assert stored(database) == []
+
+
+def kill_dead_transaction(database: Database) -> None:
+    """End our session, which PostgreSQL would not let us ask for its number now."""
+    handle = wrapper().connection
+    ours = handle.thread_id() if wrapper().vendor == "mysql" else handle.info.backend_pid
+    database.server.kill_connection(ours)
+    database.server.wait_until_gone(ours)
+
+
+@moments
+def test_health_check_does_not_hide_the_loss_of_state(at_boundary: Any, database: Database) -> None:
+    """No boundary makes CONN_HEALTH_CHECKS due on a connection that carries something."""
+    wrapper().settings_dict.update(CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True)
+    execute(carried()[0])
+    kill_session(database)
+    at_boundary()
+    with pytest.raises(OperationalError):
+        execute("SELECT 1")
+
+
 def test_dead_connection_with_autocommit_off(database: Database) -> None:
     """It is left to fail once; then it is given up, as Django does."""
     wrapper().set_autocommit(False)

@@ -7,12 +7,13 @@ import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connections, transaction
-from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, Window
+from django.db import connections, models, transaction
+from django.db.models import Count, Exists, F, Func, OuterRef, Prefetch, Q, Window
 from django.db.models.functions import RowNumber, Upper
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -89,6 +90,13 @@ def library(database: Database, _filled: set[str]) -> Database:
 
 BOOKS = Book.objects.all()
 
+
+class Series(Func):
+    function = "generate_series"
+    set_returning = True
+    output_field = models.IntegerField()
+
+
 REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "sliced": (BOOKS[:10], {}, ValueError, "Write a filter"),
     "ordered": (BOOKS.order_by("title"), {}, ValueError, r"ordered by title.*\.order_by\(\)"),
@@ -116,6 +124,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "groups",
     ),
     "window": (BOOKS.annotate(n=Window(RowNumber())), {}, ValueError, "subquery"),
+    "several rows of a function": (
+        BOOKS.annotate(n=1 + Series(1, 3)),
+        {},
+        ValueError,
+        "function gives several rows",
+    ),
     "join": (BOOKS.filter(loans__isnull=False), {}, ValueError, "distinct.*pk__in"),
     "join in values": (BOOKS.values("loans__id"), {}, ValueError, "pk__in"),
     "join in distinct": (
@@ -177,6 +191,48 @@ def test_refused(name: str) -> None:
     with pytest.raises(kind, match=f"(?s){message}"):
         chunked_iterator(queryset, **arguments)
     assert open_aliases() == before
+
+
+class Measure(models.Model):
+    """A table of somebody else's, whose column is less exact than Django's own would be."""
+
+    value = models.FloatField(unique=True)
+
+    class Meta:
+        app_label = "app"
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+def test_key_that_is_shown_rounded(database: Database) -> None:
+    """The row after 0.31 may be the same row again: that is an error, and no endless loop."""
+    connection = connections[ALIAS]
+    exact = [Measure(value=number / 100) for number in range(1, 100)]
+    with connection.schema_editor() as editor:
+        editor.create_model(Measure)
+    try:
+        Measure.objects.using(ALIAS).bulk_create(exact)
+        everything = chunked_iterator(Measure.objects.using(ALIAS), order_by="value", chunk_size=7)
+        assert [each.value for each in everything] == [each.value for each in exact]
+        with connection.cursor() as cursor:
+            cursor.execute(ROUND[connection.vendor])
+        rounded = chunked_iterator(Measure.objects.using(ALIAS), order_by="value", chunk_size=1)
+        with pytest.raises(ValueError, match=r"value = 0\.\d+ is that row again.*primary key"):
+            list(islice(rounded, 200))
+        rounded = chunked_iterator(Measure.objects.using(ALIAS), order_by="value", chunk_size=1)
+        with pytest.raises(ValueError, match="is that row again"):
+            list(islice(rounded.chunks(), 200))
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Measure)
+
+
+ROUND = {
+    "mysql": "ALTER TABLE app_measure MODIFY value FLOAT NOT NULL",
+    "postgresql": "ALTER TABLE app_measure ALTER COLUMN value TYPE real",
+}
 
 
 def open_aliases() -> list[str]:

@@ -219,6 +219,28 @@ assert len(open_connections()) == 1
 """
 
 
+CALLBACKS = """
+ran = []
+child = None
+with transaction.atomic():
+    transaction.on_commit(lambda: ran.append(os.getpid()))
+    Row.objects.create(name="parent")
+    child = os.fork()
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ran == [os.getpid()], ran
+else:
+    Row.objects.create(name="child")
+    os._exit(0 if ran == [] else 1)
+"""
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
+def test_callbacks_run_in_the_parent_alone(run_script: Any, kind: str) -> None:
+    """A child that leaves its parent's block and goes on does not run the block's callbacks."""
+    assert passed(run_script(CALLBACKS, kind, {}))
+
+
 @pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
 def test_what_the_child_finds(run_script: Any, kind: str) -> None:
     """No transaction, no callbacks, no session state: nothing of its parent's."""

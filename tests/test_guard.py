@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 import unittest
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -306,6 +307,47 @@ def test_rollback_that_was_asked_for_stays_quiet(database: Database) -> None:
     assert rows(database) == ["c"]
 
 
+def test_no_limit_where_django_would_connect(database: Database) -> None:
+    """Where CONN_HEALTH_CHECKS is due, plain Django waits for a slow connect; so it does here."""
+    connection = connection_of(database)
+    connection.settings_dict["CONN_HEALTH_CHECKS"] = True
+    bounds: list[bool] = []
+
+    def note(**arguments: Any) -> None:
+        bounds.append("connect_timeout" in connection.get_connection_params())
+
+    connection_created.connect(note)
+    try:
+        for is_due in (False, True):
+            lose(database)
+            connection.health_check_done = not is_due
+            bounds.clear()
+            create("a")
+            assert bounds == [not is_due]
+    finally:
+        connection_created.disconnect(note)
+
+
+@pytest.mark.parametrize("in_a_block", [False, True], ids=["alone", "in-a-block"])
+def test_backend_with_a_close_of_its_own(database: Database, in_a_block: bool) -> None:
+    """A backend's wrapper may remember what it has set in a session: close() makes it forget."""
+    connection = connection_of(database)
+    closed: list[Any] = []
+
+    class Forgetful(type(connection)):  # type: ignore[misc]
+        def close(self) -> None:
+            closed.append(self.connection)
+            super().close()
+
+    connection.__class__ = Forgetful
+    lose(database)
+    handle = connection.connection
+    with transaction.atomic("database") if in_a_block else nullcontext():
+        create("a")
+    assert closed == [handle]
+    assert rows(database) == ["a"]
+
+
 def test_limits_of_the_users_own_stay(database: Database) -> None:
     """A connect_timeout in OPTIONS is not changed for the connect that heals."""
     connection = connection_of(database)
@@ -330,6 +372,29 @@ def test_autocommit_of_a_healed_session(engine: str, new_server: Any, add_databa
     create("a")
     assert run("SELECT @@autocommit") == [(1,)]
     assert server.execute("SELECT name FROM app_row", database="test") == [("a",)]
+
+
+def test_connection_that_was_long_in_its_pool_is_asked(new_server: Any, add_database: Any) -> None:
+    """A firewall may have forgotten it: past PING_AFTER it is asked before it is handed out."""
+    server = new_server("postgresql")
+    pool = {"min_size": 1, "max_size": 1, "timeout": 20}
+    alias = add_database(server.django("test") | {"OPTIONS": {"pool": pool}}, alias="database")
+    with override_settings(DBHEALTH={"PING_TIMEOUT": 1}):
+        create("a")
+        connections[alias].dbhealth_watch.last_used -= 100
+        silent = session_of(connections[alias])
+        connections[alias].close()
+        wait_for(lambda: connections[alias].pool.get_stats()["pool_available"] == 1)
+        os.kill(silent, signal.SIGSTOP)
+        rescue = threading.Timer(10, os.kill, [silent, signal.SIGCONT])
+        rescue.start()
+        try:
+            create("b")
+            assert session_of(connections[alias]) != silent
+            assert rescue.is_alive()
+        finally:
+            rescue.cancel()
+            os.kill(silent, signal.SIGCONT)
 
 
 def test_pool_takes_no_dead_connection_back(new_server: Any, add_database: Any) -> None:
@@ -530,6 +595,41 @@ def test_cursor_stays_closed_with_its_connection(database: Database) -> None:
     create("a")
     with pytest.raises(Error):
         cursor.execute("SELECT 2")
+
+
+@pytest.mark.parametrize("engine", ["mysqlclient", "PyMySQL", "psycopg"])
+def test_held_cursor_after_healing_has_failed(
+    engine: str, new_server: Any, add_database: Any
+) -> None:
+    """The server was down meanwhile: the cursor is dead, or follows. It never breaks."""
+    server = new_server("postgresql" if engine == "psycopg" else "mariadb")
+    settings = server.django(transport="tcp")
+    if engine == "PyMySQL":
+        settings["ENGINE"] = "tests.pymysql_backend"
+    connection = connections[add_database(settings)]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        server.stop()
+        for _ in range(2):
+            with pytest.raises(Error):
+                cursor.execute("SELECT 2")
+        server.start()
+        cursor.execute("SELECT 3")
+        assert list(cursor.fetchall()) == [(3,)]
+
+
+def test_autocommit_turned_off_twice(mariadb: Any, add_database: Any) -> None:
+    """The second time begins nothing: what has run since the first is not forgotten."""
+    add_database(mariadb.django(), alias="database")
+    database = Database("database", mariadb)
+    connection = connection_of(database)
+    connection.set_autocommit(False)
+    connection.commit()
+    create("a")
+    connection.set_autocommit(False)
+    lose(database)
+    with pytest.raises(OperationalError):
+        connection.set_autocommit(True)
 
 
 def test_asking_for_copy_is_no_statement(postgresql: Any, add_database: Any) -> None:

@@ -13,8 +13,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.db.utils import ConnectionHandler, load_backend
 from django.test import override_settings
+from psycopg.adapt import Dumper
+from psycopg.sql import SQL, Literal
 
 from django_dbhealth.handler import guard_off_reason, install_guard
+from django_dbhealth.session_state import OPAQUE
 from django_dbhealth.watch import Watch, watch_of
 from django_dbhealth.wrappers import WatchedConnection
 
@@ -261,6 +264,35 @@ def test_callproc_is_watched(mariadb: Any, add_database: Any) -> None:
         cursor.callproc("nothing")
         assert seen.idle_seconds() < 50
         assert not seen.interrupted
+
+
+def test_stream_is_watched(postgresql: Any, add_database: Any) -> None:
+    """psycopg's stream() passes Django by, and may take a lock."""
+    connection = connections[add_database(postgresql.django("test"))]
+    with connection.cursor() as cursor:
+        assert list(cursor.stream("SELECT 1")) == [(1,)]
+        assert watch_of(connection).session_state() == ()  # type: ignore[union-attr]
+        list(cursor.stream("SELECT pg_advisory_lock(99)"))
+    assert watch_of(connection).session_state() == ("advisory lock",)  # type: ignore[union-attr]
+
+
+def test_sql_that_only_its_connection_can_quote(postgresql: Any, add_database: Any) -> None:
+    """It has run, and no error of ours says otherwise; what it did is not known."""
+
+    class Name:
+        pass
+
+    class NameDumper(Dumper):
+        def dump(self, value: object) -> bytes:
+            return b"a"
+
+    connection = connections[add_database(postgresql.django("test"))]
+    connection.ensure_connection()
+    connection.connection.adapters.register_dumper(Name, NameDumper)
+    with connection.cursor() as cursor:
+        cursor.execute(SQL("SELECT {}").format(Literal(Name())))
+        assert cursor.fetchone() == ("a",)
+    assert watch_of(connection).session_state() == (OPAQUE,)  # type: ignore[union-attr]
 
 
 def test_foreign_driver_is_left_alone(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:

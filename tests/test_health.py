@@ -292,6 +292,33 @@ def ask_at_leisure(alias: str) -> tuple[int, dict[str, Any]]:
     return answer
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12's
+def test_child_asks_anew(new_server: Any, add_database: Any) -> None:
+    """A process that was forked while its parent asked does not wait for its parent's thread."""
+    server = new_server("mariadb")
+    alias = add_database(server.django())
+    server.freeze()
+    with override_settings(DBHEALTH={"PING_TIMEOUT": 2}), ThreadPoolExecutor(1) as other:
+        answer = other.submit(Client().get, "/health/", {"alias": alias})
+        wait_for(lambda: threads_of(alias))
+        may_ask, thawed = os.pipe()
+        is_well = False
+        child = os.fork()
+        if not child:
+            try:
+                os.read(may_ask, 1)
+                is_well = health.check_health([alias])[alias] == health.PASSING
+            finally:
+                os._exit(not is_well)
+        answer.result(30)
+        wait_for(lambda: not threads_of(alias), message="The thread still waits.")
+        server.thaw()
+        os.write(thawed, b"!")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.close(may_ask)
+    os.close(thawed)
+
+
 @pytest.mark.parametrize("engine", ["mysqlclient", "PyMySQL", "psycopg"])
 def test_frozen_afterwards(engine: str, new_server: Any, add_database: Any) -> None:
     """A server that freezes in the middle of it all: the answer is in time, the thread ends."""
