@@ -93,9 +93,8 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if watch.connecting:  # a log handler that writes to the database which it writes of
             super().connect()
             return
+        line = program_line()
         watch.connecting, was_lost = True, watch.lost
-        # One that replaces a lost one keeps its line: the query that met the loss is not of interest.
-        line = watch.opening[3:] if was_lost and watch.opening else program_line()
         try:
             connect_patiently(self, watch, super().connect)
         finally:
