@@ -69,6 +69,14 @@ class Driver(ABC):
         """Return whether the driver knows that a statement of a transaction has run."""
         return False
 
+    def has_failed(self, handle: Any) -> bool:
+        """Return whether the transaction on the handle can only be rolled back."""
+        return False
+
+    @abstractmethod
+    def commit_each_statement(self, handle: Any) -> None:
+        """Turn autocommit on, for a handle that was opened just now."""
+
     def is_reading(self, handle: Any, *, new_references: int) -> bool:
         """Return whether an unbuffered result is being read, which a ping would disturb.
 
@@ -176,6 +184,12 @@ def readable(descriptor: int, timeout: float = 0) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
+
+
+def has_hung_up(descriptor: int) -> bool:
+    """Return whether the other side has closed the socket."""
+    seen = poller(descriptor)(0)
+    return bool(seen and seen[0][1] & HUNG_UP)
 
 
 def hang_up(descriptor: int) -> None:
