@@ -19,7 +19,6 @@ from .guard import before_use, note_failure, note_interruption
 from .notes import note_statement
 from .registry import note_opened
 from .vendors import VENDORS, driver_behind
-from .vendors.base import has_hung_up
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -321,7 +320,7 @@ class _Link(Watch):
         name: str,
         found: tuple[Vendor, Driver],
         config: Config,
-        open_again: Callable[[_Link], object],
+        open_again: Callable[[_Link, Any], object],
     ) -> None:
         self._name = name
         self._open = open_again
@@ -359,7 +358,7 @@ class _Link(Watch):
         if not self.driver.cursors_need_handle:
             with suppress(handle.Error):
                 handle.close()
-        self._open(self)
+        self._open(self, handle)
 
     def take(self, handle: Any) -> None:
         """Begin with a handle that was opened just now."""
@@ -378,13 +377,19 @@ class _Link(Watch):
             handle.close()
 
 
-def _open(connect: Callable[[], Any], name: str, config: Config, link: _Link | None) -> _Link:
+def _open(
+    connect: Callable[[], Any],
+    name: str,
+    config: Config,
+    link: _Link | None,
+    lost: Any = None,
+) -> _Link:
     """Open a connection, in the place of a link's where there is one."""
     open_again = partial(_open, connect, name, config)
     began = monotonic()
     try:
         handle = connect()
-        found = _recognise(handle, name)
+        found = _recognise(handle, name, lost)
         found[1].commit_each_statement(handle)
     except Exception as error:
         behind = driver_behind(type(error))
@@ -398,7 +403,7 @@ def _open(connect: Callable[[], Any], name: str, config: Config, link: _Link | N
     return link
 
 
-def _recognise(handle: Any, name: str) -> tuple[Vendor, Driver]:
+def _recognise(handle: Any, name: str, lost: Any) -> tuple[Vendor, Driver]:
     """Return whose connection it is; InterfaceError where it cannot be used."""
     if handle is None:
         raise InterfaceError(
@@ -411,8 +416,7 @@ def _recognise(handle: Any, name: str) -> tuple[Vendor, Driver]:
             f"connect() of {name!r} has returned a {_kind(handle)}, which is no connection of a "
             f"driver that is known here. Known are: {known}."
         )
-    descriptor = found[1].descriptor(handle)
-    if descriptor is None or has_hung_up(descriptor):
+    if handle is lost or found[1].descriptor(handle) is None:
         raise InterfaceError(
             f"connect() of {name!r} has returned a connection that is closed already. Let it open "
             "a new one each time it is called."

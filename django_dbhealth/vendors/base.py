@@ -186,12 +186,6 @@ def readable(descriptor: int, timeout: float = 0) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
-def has_hung_up(descriptor: int) -> bool:
-    """Return whether the other side has closed the socket."""
-    seen = poller(descriptor)(0)
-    return bool(seen and seen[0][1] & HUNG_UP)
-
-
 def hang_up(descriptor: int) -> None:
     """End the connection at its socket: whatever uses the handle next is told that it is lost.
 
