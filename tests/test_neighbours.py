@@ -181,12 +181,10 @@ def test_usual_query_with_a_lock(usual: Any, account: dict[str, Any], server: Se
 
 def test_usual_query_after_a_lock_wait(usual: Any, account: dict[str, Any], server: Server) -> None:
     """It sends again what was refused on a connection that is fine."""
+    server.set(innodb_lock_wait_timeout=1, wait_timeout=60)
     ((before,),) = usual.query("SELECT CONNECTION_ID()")
     with closing(MySQLdb.connect(**account)) as holder, closing(holder.cursor()) as cursor:
         cursor.execute("UPDATE shelf SET amount = 1")
-        usual.query("SET innodb_lock_wait_timeout = 1")
-        usual.conn.query("SET SESSION wait_timeout = 60")
-        server.set(innodb_lock_wait_timeout=1)
         with pytest.raises(MySQLdb.OperationalError, match="1205"):
             usual.query("UPDATE shelf SET amount = 0")
     ((after,),) = usual.query("SELECT CONNECTION_ID()")
