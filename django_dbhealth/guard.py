@@ -40,7 +40,8 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
         or connection._thread_ident != _thread.get_ident()
     ):
         return
-    config = watch.config_for(connection.alias)
+    config_for = watch.config_for  # called as a method it would take longer to find
+    config = config_for(connection.alias)
     if (
         watch.in_doubt
         or watch.lost
