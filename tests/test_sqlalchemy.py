@@ -270,8 +270,8 @@ def test_no_engine(value: Any) -> None:
 def test_open_connections(name: str, make: Any, request: pytest.FixtureRequest) -> None:
     """The pool's connections are there, lent or not, until they are closed."""
     engine, server = make(name), request.getfixturevalue(DIALECTS[name][0])
-    for _ in range(2):  # a second call changes nothing
-        watch_engine(engine, name="shop")
+    for each in ("shop", "again"):  # a second call changes nothing
+        watch_engine(engine, name=each)
 
     def held() -> list[Any]:
         return [each for each in open_connections() if each.alias == "shop"]
@@ -318,7 +318,7 @@ from django_dbhealth.contrib.sqlalchemy import pool_options, watch_engine
 
 url, session = json.loads(sys.argv[1])
 assert pool_options() == {"pool_pre_ping": True, "pool_recycle": 280}
-engine = create_engine(url, **pool_options())
+engine = create_engine(url)  # which does not probe
 watch_engine(engine)
 memory = create_engine("sqlite://")
 watch_engine(memory)
