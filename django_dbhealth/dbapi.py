@@ -139,8 +139,8 @@ class Connection:
         link = self._link
         if link is None or link.connection is None:
             raise InterfaceError(
-                f"The connection {self._name!r} was left behind by a fork. What was begun on it "
-                "goes on in the parent process; begin anew here."
+                f"The connection {self._name!r} is not there any more: it was left behind by a "
+                "fork, or lost and could not be opened again. Begin anew what was begun on it."
             )
         self._check_thread(link)
         if link.is_over:
@@ -290,9 +290,9 @@ class Cursor:
         self._generation = link.generation
 
     def _fetch(self, method: str, *args: Any) -> Any:
-        link = self._connection._in_use()
+        cursor, link = self._driver_cursor(), self._connection._in_use()
         with _noting(link):
-            return getattr(self._driver_cursor(), method)(*args)
+            return getattr(cursor, method)(*args)
 
     def _driver_cursor(self) -> Any:
         if self.cursor is None:

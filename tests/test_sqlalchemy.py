@@ -122,6 +122,31 @@ def test_killed_in_the_pool(name: str, make: Any, request: pytest.FixtureRequest
     assert session_id(engine, name) != before
 
 
+def test_probe_of_a_hung_server(new_server: Any, engines: list[Engine]) -> None:
+    """It waits for ever, unless the driver was told how long a read may take."""
+    server = new_server("mariadb")
+    url = url_of(server, "mysql+mysqldb")
+    waiting = create_engine(url, **pool_options())
+    bounded = create_engine(
+        url, connect_args={"read_timeout": 1, "connect_timeout": 1}, **pool_options()
+    )
+    engines += [waiting, bounded]
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(session_id(waiting, "mysqlclient")))
+    for engine in engines:
+        session_id(engine, "mysqlclient")
+    server.freeze()
+    try:
+        thread.start()
+        with pytest.raises(OperationalError):
+            session_id(bounded, "mysqlclient")
+        assert answers == []
+    finally:
+        server.thaw()
+        thread.join()
+    assert len(answers) == 1
+
+
 # Options
 
 
@@ -142,11 +167,13 @@ def test_pool_recycle_of_an_alias() -> None:
 
 def test_pool_recycle_where_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """280, as for MySQL; a PostgreSQL of DATABASES drops nothing."""
-    entry = {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}
-    monkeypatch.setitem(settings.DATABASES, "patient", entry)
+    for engine in ("postgresql", "dummy", "sqlite3"):
+        entry = {"ENGINE": f"django.db.backends.{engine}", "NAME": "nowhere"}
+        monkeypatch.setitem(settings.DATABASES, engine, entry)
     with override_settings(DBHEALTH={}):
-        assert pool_options("elsewhere") == {"pool_pre_ping": True, "pool_recycle": 280}
-        assert pool_options("patient") == {"pool_pre_ping": True}
+        assert pool_options("postgresql") == {"pool_pre_ping": True}
+        for alias in ("elsewhere", "dummy", "sqlite3", "default"):
+            assert pool_options(alias) == {"pool_pre_ping": True, "pool_recycle": 280}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,12 +111,13 @@ def _idle_limit(alias: str, vendor: Vendor) -> IdleLimit | None:
 
 
 def _vendor_in_settings(alias: str) -> Vendor:
-    """Return the database of an alias; where there is none, the one that drops connections."""
-    try:
-        engine = settings.DATABASES[alias]["ENGINE"]
-    except (ImproperlyConfigured, KeyError):
-        return next(each for each in VENDORS.values() if each.default_idle_timeout)
-    return vendor_for_engine(engine) or Vendor()
+    """Return the database of an alias; where that tells nothing, the one that drops connections."""
+    vendor = None
+    with suppress(ImproperlyConfigured, KeyError):
+        vendor = vendor_for_engine(settings.DATABASES[alias]["ENGINE"])
+    if vendor is not None and vendor.has_server:
+        return vendor
+    return next(each for each in VENDORS.values() if each.default_idle_timeout)
 
 
 def _vendor_of(engine: Engine) -> Vendor:
