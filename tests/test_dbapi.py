@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -330,7 +331,13 @@ def test_lost_before_commit(place: Place) -> None:
 def test_lost_during_commit(place: Place) -> None:
     """Nobody knows whether it was committed, and the error says so."""
     db = place.open(through_proxy=True)
-    thread = threading.Timer(0.5, place.bench.proxy.cut)
+
+    def cut() -> None:
+        wait_for(lambda: db._link is not None and db._link.committing, interval=0.001)
+        time.sleep(0.2)  # COMMIT is on its way, and will not arrive
+        place.bench.proxy.cut()
+
+    thread = threading.Thread(target=cut)
     try:
         with pytest.raises(place.error) as caught, db.transaction():
             db.query(INSERT, ["perhaps"])
@@ -462,20 +469,32 @@ class Stop(Exception):
     """What a signal handler raises."""
 
 
+SLEEPING = {
+    "mariadb": "SELECT id FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'",
+    "postgresql": "SELECT pid FROM pg_stat_activity"
+    " WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'",
+}
+
+
 @contextmanager
-def stopped() -> Iterator[None]:
-    """Have a signal handler's exception end the block."""
+def stopped(place: Place) -> Iterator[None]:
+    """Have a signal handler's exception end the block, as soon as a statement of it sleeps."""
 
     def stop(*args: object) -> None:
         raise Stop
 
+    def send() -> None:
+        wait_for(lambda: place.bench.execute(SLEEPING[place.driver.kind]))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)  # type: ignore[arg-type]
+
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    thread = threading.Thread(target=send)
+    thread.start()
     try:
         with pytest.raises(Stop):
             yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        thread.join()
         signal.signal(signal.SIGALRM, before)
 
 
@@ -487,11 +506,11 @@ def test_interrupted(name: str, in_transaction: bool, benches: dict[str, Bench])
     db = place.open()
     before = place.session_id(db)
     if in_transaction:
-        with stopped(), db.transaction():
+        with stopped(place), db.transaction():
             db.query(INSERT, ["undone"])
             db.query(SLEEP[place.driver.kind])
     else:
-        with stopped():
+        with stopped(place):
             db.query(SLEEP[place.driver.kind])
     assert place.session_id(db) != before
     db.query(INSERT, ["next"])
