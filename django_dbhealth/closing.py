@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db import Error, connections
 
 from .conf import config_for
-from .liveness import Liveness, check_liveness
+from .liveness import Liveness, check_liveness, liveness_of
 from .vendors import driver_of
 from .watch import watch_of
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from .vendors.base import Driver
-    from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.closing")
 
@@ -86,55 +84,24 @@ def log_farewell(connection: BaseDatabaseWrapper, error: Error) -> None:
 
 def find_liveness(connection: BaseDatabaseWrapper, driver: Driver, *, suspect: bool) -> Liveness:
     """Return whether the connection is alive, and remember it."""
-    watch = watch_of(connection)
-    if watch is not None and not watch.lost and watch.has_hung_up():
-        driver.end(connection.connection)
-        watch.lost = True
-    if watch is not None and watch.lost:
-        return Liveness.LOST
-    if watch is not None and not watch.interrupted and watch.is_reading():
-        return Liveness.BUSY  # perhaps: cursors that the program holds look alike
-    config = config_for(connection.alias)
-    suspect = (
-        suspect
-        or connection.errors_occurred
-        or watch is None
-        or watch.interrupted
-        or watch.idle_seconds() > config.ping_after
-    )
+    watch, config = watch_of(connection), config_for(connection.alias)
+    in_block = connection.in_atomic_block
     if watch is not None:
-        watch.lost = True  # should an exception of a signal handler end the probe
+        suspect = suspect or connection.errors_occurred
+        return liveness_of(watch, config, suspect=suspect, in_transaction=in_block)
     liveness = check_liveness(
         driver,
         connection.connection,
-        suspect=suspect,
+        suspect=True,
         timeout=config.ping_timeout,
-        in_transaction=connection.in_atomic_block,
+        in_transaction=in_block,
     )
-    if watch is not None and watch.interrupted and liveness is Liveness.BUSY:
-        liveness = Liveness.LOST  # nobody will ever end the statement
-    if liveness is Liveness.ALIVE and _is_left_behind(connection, watch, config.ping_timeout):
-        liveness = Liveness.LOST
-    if watch is not None:
-        watch.lost = liveness is Liveness.LOST
-    if liveness is Liveness.ALIVE and suspect:
-        connection.errors_occurred = False
-        connection.health_check_done = True  # type: ignore[attr-defined]
-        if watch is not None:
-            watch.in_doubt = watch.refused_write  # until the server could be asked
-            watch.interrupted = False
-            watch.last_used = monotonic()  # the server has answered
+    if liveness is Liveness.ALIVE:
+        note_answer(connection)
     return liveness
 
 
-def _is_left_behind(connection: BaseDatabaseWrapper, watch: Watch | None, timeout: float) -> bool:
-    """Return whether a write was refused because of a failover, and nothing would be lost.
-
-    The codes for it have other meanings too, so the server is asked.
-    """
-    if watch is None or not watch.refused_write or not connection.autocommit:
-        return False
-    if watch.carries_anything():
-        return False
-    watch.refused_write = not watch.driver.takes_writes(connection.connection, timeout=timeout)
-    return watch.refused_write
+def note_answer(connection: Any) -> None:
+    """Let Django know that the server has answered."""
+    connection.errors_occurred = False
+    connection.health_check_done = True

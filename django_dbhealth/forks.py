@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from django.db.backends.signals import connection_created
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from .vendors.base import Driver
+
+
+class Owner(Protocol):
+    """What holds a driver's connection: the names are those of Django's."""
+
+    connection: Any
+    in_atomic_block: bool
 
 
 class Socket(NamedTuple):
@@ -30,6 +39,7 @@ class Socket(NamedTuple):
 
     descriptor: int
     inode: int
+    driver: Driver
 
     def is_open(self) -> bool:
         try:
@@ -38,7 +48,7 @@ class Socket(NamedTuple):
             return False
 
 
-_sockets: dict[weakref.ref[BaseDatabaseWrapper], Socket] = {}
+_sockets: dict[weakref.ref[Owner], Socket] = {}
 
 
 def forget_connections_after_fork() -> None:
@@ -51,13 +61,19 @@ def forget_connections_after_fork() -> None:
 
 def _note_opened(connection: BaseDatabaseWrapper, **signal_arguments: Any) -> None:
     driver = driver_of(connection)
-    descriptor = driver.descriptor(connection.connection) if driver else None
+    if driver is not None:
+        note_socket(connection, driver)
+
+
+def note_socket(owner: Owner, driver: Driver) -> None:
+    """Have forked children forget a connection that was opened just now."""
+    descriptor = driver.descriptor(owner.connection)
     if descriptor is not None:
-        socket = Socket(descriptor, os.fstat(descriptor).st_ino)
-        _sockets[weakref.ref(connection, _forget_socket)] = socket
+        socket = Socket(descriptor, os.fstat(descriptor).st_ino, driver)
+        _sockets[weakref.ref(owner, _forget_socket)] = socket
 
 
-def _forget_socket(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
+def _forget_socket(reference: weakref.ref[Owner]) -> None:
     _sockets.pop(reference, None)
 
 
@@ -65,7 +81,7 @@ def _forget_socket(reference: weakref.ref[BaseDatabaseWrapper]) -> None:
 
 # While a process forks: in the child those of its other threads are garbage, and would be closed by
 # a garbage collection before we are asked.
-_held: list[list[BaseDatabaseWrapper | None]] = []
+_held: list[list[Owner | None]] = []
 
 # In a child: handles that another thread was using are in no state to be destroyed.
 _forgotten: list[Any] = []
@@ -83,9 +99,9 @@ def _forget_inherited() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     silence = functools.partial(os.dup2, nowhere, inheritable=False)
     for reference, socket in _sockets.copy().items():
-        connection = reference()
-        if connection is not None and connection.connection is not None:
-            _forget(connection, socket, silence)
+        owner = reference()
+        if owner is not None and owner.connection is not None:
+            _forget(owner, socket, silence)
     for vendor in VENDORS.values():
         _forgotten.extend(vendor.forget_pools())
     os.close(nowhere)
@@ -93,18 +109,16 @@ def _forget_inherited() -> None:
     _held.clear()
 
 
-def _forget(
-    connection: BaseDatabaseWrapper, socket: Socket, silence: Callable[[int], object]
-) -> None:
+def _forget(owner: Owner, socket: Socket, silence: Callable[[int], object]) -> None:
     """Leave the connection as one that was never opened."""
-    driver = driver_of(connection)
-    _forgotten.append(connection.connection)
-    if driver is not None and socket.is_open():
+    _forgotten.append(owner.connection)
+    if socket.is_open():
         silence(socket.descriptor)
-        driver.end(connection.connection)  # or psycopg would warn when the child ends
-    connection.connection = None
-    connection.in_atomic_block = False
-    connection.run_on_commit = []  # they are its parent's to run; connect() sees to all else
+        socket.driver.end(owner.connection)  # or psycopg would warn when the child ends
+    owner.connection = None
+    owner.in_atomic_block = False
+    if hasattr(owner, "run_on_commit"):
+        owner.run_on_commit = []  # they are its parent's to run; connect() sees to all else
 
 
 if hasattr(os, "register_at_fork"):

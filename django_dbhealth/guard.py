@@ -11,36 +11,19 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from django.db import DataError, IntegrityError
-
-from .closing import close, find_liveness
-from .conf import config_for
 from .faults import Circumstances, Kind
-from .liveness import Liveness
+from .liveness import Liveness, liveness_of
 from .notes import note_fault
 from .signals import connection_healed, connection_lost
 
 if TYPE_CHECKING:
-    from django.db import Error
     from django.dispatch import Signal
 
     from .conf import Config
+    from .faults import Fault
     from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.guard")
-
-# What connect() resets, and an atomic() block needs: it goes on with another connection.
-BLOCK = (
-    "atomic_blocks",
-    "commit_on_exit",
-    "in_atomic_block",
-    "needs_rollback",
-    "run_on_commit",
-    "savepoint_ids",
-)
-
-# Errors that are no matter of the connection, and that programs make on purpose: get_or_create().
-OF_DATA = (DataError, IntegrityError)
 
 # Before use
 
@@ -57,6 +40,7 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
         or connection._thread_ident != _thread.get_ident()
     ):
         return
+    config_for = watch.config_for  # called as a method it would take longer to find
     config = config_for(connection.alias)
     if (
         watch.in_doubt
@@ -68,100 +52,42 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
         _heal_if_lost(connection, watch, config, now)
 
 
-def health_check_is_due(connection: Any) -> bool:
-    """Return whether Django itself would look at the connection now (CONN_HEALTH_CHECKS)."""
-    return bool(connection.health_check_enabled and not connection.health_check_done)
-
-
 def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -> None:
-    if not _is_replaceable(connection, watch):
+    if not watch.is_replaceable():
         return
     state = watch.session_state()
     on_loss = config.on_session_state_loss if state else "ignore"
-    # Where Django itself would replace it, it is replaced whatever it carries.
-    must_tell = on_loss == "raise" and not health_check_is_due(connection)
+    must_tell = on_loss == "raise" and not watch.is_replaced_anyway()
     if must_tell and not watch.interrupted:
         return  # alive it is needed; lost, the statement that follows will say so
     was_known = watch.lost
-    if find_liveness(connection, watch.driver, suspect=True) is not Liveness.LOST:
+    in_block = connection.in_atomic_block
+    if liveness_of(watch, config, suspect=True, in_transaction=in_block) is not Liveness.LOST:
         return
     now = monotonic()
     reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)
-    loss = Loss(connection, reason=reason, idle_seconds=began - watch.last_used)
+    loss = Loss(watch, reason=reason, idle_seconds=began - watch.last_used)
     try:
         if not must_tell:
-            _replace(connection, watch)
+            watch.replace()
     finally:  # a receiver may use the connection, so not before
         if not was_known:
             loss.send(connection_lost, duration=now - began)
     if must_tell:
-        loss.log_unhealed(state)
+        loss.log_unhealed(state, in_block=in_block)
         return
     duration = monotonic() - began
     loss.send(connection_healed, duration=duration)
     loss.log_healed(duration, state if on_loss == "warn" else ())
 
 
-def _is_replaceable(connection: Any, watch: Watch) -> bool:
-    """Return whether the transaction, if there is one, has nothing in it yet."""
-    if connection.allow_thread_sharing:
-        return False
-    if not connection.in_atomic_block:
-        return bool(connection.autocommit or health_check_is_due(connection))
-    return not (
-        watch.used
-        or connection.needs_rollback
-        or connection.closed_in_transaction
-        or not connection.commit_on_exit  # autocommit was off already
-        or any(block._from_testcase for block in connection.atomic_blocks)
-        or (not watch.savepoints and watch.driver.has_begun(connection.connection))
-    )
-
-
-def _replace(connection: Any, watch: Watch) -> None:
-    """Open another connection."""
-    if connection.in_atomic_block:
-        _replace_in_block(connection, watch)
-    else:
-        _connect_anew(connection, watch)
-
-
-def _connect_anew(connection: Any, watch: Watch) -> None:
-    watch.bounded = not health_check_is_due(connection)  # Django would wait as long as it takes
-    watch.closed = watch.driver.cursors_need_handle  # then it goes when its last cursor does
-    connection.close()  # a backend may have more to forget; a pool's goes back to its pool
-    connection.ensure_connection()
-
-
-def _replace_in_block(connection: Any, watch: Watch) -> None:
-    """Open another connection, with which a block goes on in which nothing has run."""
-    lost, savepoints = connection.connection, watch.savepoints
-    block = {name: vars(connection)[name] for name in BLOCK}
-    try:
-        connection.in_atomic_block = False
-        connection.run_on_commit = []  # the block's, not for a transaction of a receiver
-        _connect_anew(connection, watch)
-        connection.set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)
-        for sid in savepoints:
-            connection._savepoint(sid)
-    except BaseException:
-        # The block is over: what it has undone inside may not go on in a new transaction.
-        if connection.connection not in (None, lost):
-            close(connection)
-        connection.connection = lost
-        watch.lost = watch.closed = watch.in_doubt = watch.used = True
-        raise
-    finally:
-        vars(connection).update(block)
-
-
 # After a failure
 
 
-def note_failure(connection: Any, watch: Watch, error: Error) -> None:
+def note_failure(connection: Any, watch: Watch, error: Exception) -> Fault | None:
     """Note what has happened with this error, on it and for the connection's next use."""
-    if isinstance(error, OF_DATA):
-        return
+    if isinstance(error, watch.of_data):
+        return None
     connecting = watch.connecting or connection.connection is None
     was_known, state = watch.lost, watch.session_state()
     if not connecting and not watch.committed:
@@ -172,39 +98,33 @@ def note_failure(connection: Any, watch: Watch, error: Error) -> None:
         in_transaction=watch.is_in_transaction(),
         committing=watch.committing,
         lost=watch.lost and not connecting,
-        why_not_healed=_why_not_healed(connection, watch, state),
+        why_not_healed=_why_not_healed(watch, state),
         idle_seconds=watch.idle_seconds(),
         tried_seconds=watch.tried_seconds,
     )
-    fault = note_fault(connection, watch, error)
+    fault = note_fault(watch, error)
     if connecting or watch.committed:
-        return
+        return fault
     watch.refused_write |= fault is not None and fault.kind is Kind.READ_ONLY
     watch.told |= watch.lost or (fault is not None and fault.kind is Kind.LOST)
-    if not watch.lost:
-        return
-    watch.forget_session_state()
-    if not was_known:
-        if not connection.autocommit and not connection.in_atomic_block:
-            state = (*state, "what was not committed")
-        loss = Loss(connection, reason="a statement failed", idle_seconds=watch.idle_seconds())
-        loss.log_unhealed(state)
+    if watch.lost:
+        watch.forget_session_state()
+    if watch.lost and not was_known:
+        loss = Loss(watch, reason="a statement failed", idle_seconds=watch.idle_seconds())
+        loss.log_unhealed((*state, *watch.left_open()), in_block=connection.in_atomic_block)
         loss.send(connection_lost, duration=0.0)
+    return fault
 
 
-def _why_not_healed(connection: Any, watch: Watch, state: tuple[str, ...]) -> str:
-    reasons = []
-    if connection.allow_thread_sharing:
-        reasons.append("it is shared between threads")
-    if any(block._from_testcase for block in connection.atomic_blocks):
-        reasons.append("it is in the transaction of a TestCase")
-    elif connection.in_atomic_block or watch.committing:
-        reasons.append("it was in a transaction")
-    elif not connection.autocommit:
-        reasons.append(
-            "autocommit is off, and what was not committed is lost (close the connection, or turn "
-            "autocommit on, before its next use)"
-        )
+def note_interruption(watch: Watch, error: BaseException) -> None:
+    """Note that an exception that is not the database's has ended a statement."""
+    # Of a signal handler, a time limit: in mid-protocol. Of a loop that was left: not.
+    if not isinstance(error, GeneratorExit):
+        watch.interrupted = watch.in_doubt = True
+
+
+def _why_not_healed(watch: Watch, state: tuple[str, ...]) -> str:
+    reasons = watch.why_kept()
     if state:
         reasons.append(
             f"lost with its session: {', '.join(state)} (the next use has a new session without)"
@@ -215,8 +135,8 @@ def _why_not_healed(connection: Any, watch: Watch, state: tuple[str, ...]) -> st
 class Loss:
     """One loss, for signals and the log."""
 
-    def __init__(self, connection: Any, *, reason: str, idle_seconds: float) -> None:
-        self._connection = connection
+    def __init__(self, watch: Watch, *, reason: str, idle_seconds: float) -> None:
+        self._watch = watch
         self._reason = reason
         self._idle_seconds = idle_seconds
 
@@ -224,8 +144,8 @@ class Loss:
         if not signal.receivers:
             return
         signal.send_robust(
-            sender=type(self._connection),
-            alias=self._connection.alias,
+            sender=self._watch.sender(),
+            alias=self._watch.alias,
             reason=self._reason,
             idle_seconds=self._idle_seconds,
             duration=duration,
@@ -239,8 +159,8 @@ class Loss:
         took = f" Healing took {duration * 1000:.0f} ms."
         self._log(level, "was lost and healed", took + without)
 
-    def log_unhealed(self, state: tuple[str, ...]) -> None:
-        if self._connection.in_atomic_block:
+    def log_unhealed(self, state: tuple[str, ...], *, in_block: bool) -> None:
+        if in_block:
             what = " It was in a transaction, which is rolled back."
         elif state:
             what = f" Lost with it: {', '.join(state)}."
@@ -249,15 +169,16 @@ class Loss:
         self._log(logging.WARNING, "is lost", what)
 
     def _log(self, level: int, what: str, more: str) -> None:
+        alias = self._watch.alias
         logger.log(
             level,
             "The connection %r %s after %.1f s of idleness: %s.%s",
-            self._connection.alias,
+            alias,
             what,
             self._idle_seconds,
             self._reason,
             more,
-            extra={"alias": self._connection.alias},
+            extra={"alias": alias},
         )
 
 

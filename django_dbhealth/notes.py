@@ -26,7 +26,7 @@ MANY_CONNECTIONS = 5
 WORTH_TELLING = 0.1  # seconds
 
 
-def note_fault(connection: Any, watch: Watch, error: BaseException) -> Fault | None:
+def note_fault(watch: Watch, error: BaseException) -> Fault | None:
     """Give the error its note, in place of one that it has, and return what has happened."""
     circumstances = circumstances_of(error)
     if circumstances is None:
@@ -39,24 +39,23 @@ def note_fault(connection: Any, watch: Watch, error: BaseException) -> Fault | N
     if hidden:
         _set_note(error, f"{_tried_again(fault, circumstances)}\n{hidden}")
     elif fault or circumstances.lost:
-        _set_note(error, "\n".join(_lines(connection, watch, fault, circumstances)))
+        _set_note(error, "\n".join(_lines(watch, fault, circumstances)))
     return fault
 
 
 def note_statement(
-    connection: Any, error: BaseException, sql: object, *, many: bool, began: float
+    watch: Watch, error: BaseException, sql: object, *, many: bool, began: float
 ) -> None:
     """Add to the note what is known only where the statement was run."""
     circumstances = circumstances_of(error)
     if circumstances is None or not hasattr(error, "dbhealth_note"):
         return
-    watch: Watch = connection.dbhealth_watch
     error.dbhealth_circumstances = replace(  # type: ignore[attr-defined]
         circumstances,
         several=many or watch.vendor.session_rules.has_several(sql),
         ran_seconds=monotonic() - began,
     )
-    note_fault(connection, watch, error)
+    note_fault(watch, error)
 
 
 def _set_note(error: Any, note: str) -> None:
@@ -93,9 +92,7 @@ def _tried_again(fault: Fault | None, circumstances: Circumstances) -> str:
 # Its lines
 
 
-def _lines(
-    connection: Any, watch: Watch, fault: Fault | None, circumstances: Circumstances
-) -> Iterator[str]:
+def _lines(watch: Watch, fault: Fault | None, circumstances: Circumstances) -> Iterator[str]:
     is_lost = circumstances.lost or (fault is not None and fault.kind is Kind.LOST)
     what = f"The connection {circumstances.alias!r} is lost."
     if fault:
@@ -111,7 +108,7 @@ def _lines(
         yield _what_comes_next(watch.session_state())
     yield f"What to do: {fault.advice} (docs: {fault.anchor})"
     if fault.kind is Kind.NO_FREE_SLOT:
-        yield from lines_of_held(_to_the_same_server(connection))
+        yield from lines_of_held(_to_the_same_server(watch))
 
 
 def _idle(circumstances: Circumstances, limit: float | None) -> str:
@@ -152,15 +149,10 @@ def _what_comes_next(state: Sequence[str]) -> str:
     )
 
 
-def _to_the_same_server(connection: Any) -> list[OpenConnection]:
+def _to_the_same_server(watch: Watch) -> list[OpenConnection]:
     """Return this process's connections to a connection's server, the longest idle first."""
-    address_in = connection.dbhealth_watch.vendor.address_in
-    address = address_in(connection.settings_dict)
-    found = [
-        each
-        for other, each in known_connections()
-        if other.vendor == connection.vendor and address_in(other.settings_dict) == address
-    ]
+    address = watch.address()
+    found = [each for other, each in known_connections() if other.address() == address]
     return sorted(found, key=attrgetter("idle_seconds"), reverse=True)
 
 

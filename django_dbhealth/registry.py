@@ -12,7 +12,7 @@ from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import asgiref
 import django
@@ -20,10 +20,6 @@ import django
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
-
-    from django.db.backends.base.base import BaseDatabaseWrapper
-
-    from .watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +46,32 @@ Line = tuple[str, int | None]  # file and line; "" where none is the program's
 # into words when somebody asks.
 Opening = tuple[float, str, int, str, int | None]
 
+
+class Known(Protocol):
+    """What is asked of a connection that is in the list: a Watch, or an entry of contrib's."""
+
+    opening: Opening | None
+    last_used: float
+
+    @property
+    def alias(self) -> str: ...
+    def address(self) -> object: ...
+    def is_open(self) -> bool: ...
+    def is_in_transaction(self) -> bool: ...
+
+
 # A set's add(), discard() and copy() are one step each: no lock, which a garbage collection that
 # calls discard() might find taken.
-_watches: set[weakref.ref[Watch]] = set()
+_known: set[weakref.ref[Known]] = set()
 
 
 def forget_all() -> None:
     """Forget the connections so far: a forked child's are those that it opens itself."""
-    for reference in _watches:
-        watch = reference()
-        if watch is not None:
-            watch.opening = None
-    _watches.clear()
+    for reference in _known:
+        known = reference()
+        if known is not None:
+            known.opening = None
+    _known.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -72,45 +82,43 @@ def open_connections() -> list[OpenConnection]:
     """Return the open connections of this process, in all threads, the oldest first.
 
     Those that nobody guards (``"GUARD": False``, SQLite) are not known. Of Django's pools, those
-    that are lent are there.
+    that are lent are there; of a watched SQLAlchemy engine's, all.
     """
     return sorted(
         (each for _, each in known_connections()), key=attrgetter("age_seconds"), reverse=True
     )
 
 
-def known_connections() -> Iterator[tuple[BaseDatabaseWrapper, OpenConnection]]:
-    """Return the open connections with Django's objects for them."""
+def known_connections() -> Iterator[tuple[Known, OpenConnection]]:
+    """Return the open connections with what is known of them."""
     now = monotonic()
-    for reference in _watches.copy():
-        watch = reference()
-        connection = watch.connection() if watch else None
-        if watch is None or connection is None or connection.connection is None or watch.closed:
-            continue
-        yield connection, _describe(connection, watch, now)
+    for reference in _known.copy():
+        known = reference()
+        if known is not None and known.is_open():
+            yield known, _describe(known, now)
 
 
-def _describe(connection: BaseDatabaseWrapper, watch: Watch, now: float) -> OpenConnection:
-    assert watch.opening is not None  # what is in the set was opened
-    time, thread_name, thread_id, file, line = watch.opening
+def _describe(known: Known, now: float) -> OpenConnection:
+    assert known.opening is not None  # what is in the set was opened
+    time, thread_name, thread_id, file, line = known.opening
     return OpenConnection(
-        alias=connection.alias,
+        alias=known.alias,
         thread_name=thread_name,
         thread_id=thread_id,
         age_seconds=max(0.0, now - time),
-        idle_seconds=max(0.0, now - watch.last_used),
-        in_transaction=watch.is_in_transaction(),
+        idle_seconds=max(0.0, now - known.last_used),
+        in_transaction=known.is_in_transaction(),
         opened_at=f"{file}:{line}" if file else "unknown",
     )
 
 
-def note_opened(watch: Watch, line: Line) -> None:
+def note_opened(known: Known, line: Line) -> None:
     """Take note of a connection that was opened just now, for that line of the program."""
-    is_new = watch.opening is None
+    is_new = known.opening is None
     name = threading.current_thread().name
-    watch.opening = (monotonic(), name, threading.get_ident(), *line)
+    known.opening = (monotonic(), name, threading.get_ident(), *line)
     if is_new:
-        _watches.add(weakref.ref(watch, _watches.discard))
+        _known.add(weakref.ref(known, _known.discard))
 
 
 # Where: the innermost line of the best kind

@@ -1,40 +1,43 @@
-"""What is known of one connection since it was opened: the session's state, and its last use."""
+"""What is known of one connection since it was opened: the session's state, and its last use.
+
+No Django in it. What is particular to Django's connections stands in replacing.py, to those without
+Django in dbapi.py.
+"""
 
 from __future__ import annotations
 
 import sys
 import weakref
+from abc import ABC, abstractmethod
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .conf import config_for
 from .session_state import SessionState
-from .vendors import driver_of, vendor_named
 from .vendors.base import HUNG_UP, poller
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.backends.utils import CursorWrapper
 
+    from .conf import Config
     from .registry import Opening
     from .vendors.base import Driver, Poll, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
 
 
-class Watch:
+class Watch(ABC):
     """What is known of one connection since it was opened."""
 
     __slots__ = (
         "__weakref__",
-        "_connection",
         "_references",
         "bounded",
         "closed",
         "committed",
         "committing",
+        "config_for",
         "connecting",
         "cursors",
         "driver",
@@ -55,13 +58,13 @@ class Watch:
         "vendor",
     )
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        vendor, driver = vendor_named(connection.vendor), driver_of(connection)
-        assert vendor is not None  # others are not watched
-        assert driver is not None
-        self._connection = weakref.ref(connection)
-        self.vendor: Vendor = vendor
-        self.driver: Driver = driver
+    # Errors that are no matter of the connection, and that programs make on purpose.
+    of_data: tuple[type[Exception], ...]
+
+    def __init__(self, vendor: Vendor, driver: Driver, config_for: Callable[[str], Config]) -> None:
+        self.vendor = vendor
+        self.driver = driver
+        self.config_for = config_for  # by alias
         self.session = SessionState(vendor.session_rules)
         self.connecting = False
         self.tried_seconds = 0.0  # to connect, until the last refusal
@@ -71,6 +74,55 @@ class Watch:
         self.lost = False
         self.reset()
 
+    # What only its owner knows
+
+    @property
+    @abstractmethod
+    def alias(self) -> str:
+        """The connection's name."""
+
+    @abstractmethod
+    def handle(self) -> Any:
+        """Return the driver's connection, None where there is none."""
+
+    @abstractmethod
+    def address(self) -> object:
+        """Return what is equal for connections to the same server."""
+
+    @abstractmethod
+    def sender(self) -> type:
+        """Return the sender of its signals."""
+
+    @abstractmethod
+    def is_in_transaction(self) -> bool:
+        """Return whether a transaction is open, or autocommit is off."""
+
+    @abstractmethod
+    def is_replaceable(self) -> bool:
+        """Return whether the transaction, if there is one, has nothing in it yet."""
+
+    @abstractmethod
+    def why_kept(self) -> list[str]:
+        """Return why a loss is not healed now, but for its session state."""
+
+    @abstractmethod
+    def replace(self) -> None:
+        """Open another connection in the place of a lost one."""
+
+    def is_replaced_anyway(self) -> bool:
+        """Return whether it would be replaced now without the guard, whatever it carries."""
+        return False
+
+    def left_open(self) -> tuple[str, ...]:
+        """Return what is lost with it beside its session state, in plain words."""
+        return ()
+
+    def idle_limit(self) -> float | None:
+        """Return after how many idle seconds the server drops it, None where nobody knows."""
+        return None
+
+    # What has happened to it
+
     def reset(self) -> None:
         """Begin anew, for a connection that was opened just now."""
         self.poll: Poll | None = None  # made when it is needed
@@ -78,7 +130,7 @@ class Watch:
         if not self.lost:  # what was before is gone because the program wanted it so
             self.healed_since = self.generation
         self.session.forget()
-        self.cursors: Collection[CursorWrapper] = ()  # of .iterator(), weakly
+        self.cursors: Collection[Any] = ()  # of .iterator(), weakly
         self.bounded = False  # a connect is ours, and must not hang where the user's own would
         self.in_doubt = False  # an error passed since it was last known to be alive
         self.interrupted = False  # in a statement, by an exception that is not the database's
@@ -101,22 +153,20 @@ class Watch:
         self.used = False
         self.savepoints: list[str] = []  # sent, while nothing else was
 
-    def connection(self) -> BaseDatabaseWrapper | None:
-        """Return the connection, None where nobody uses it any more."""
-        return self._connection()
+    def transaction_ended(self) -> None:
+        """Note that a transaction has ended, and that the next one has nothing in it."""
+        self.session.transaction_ended()
+        self.transaction_began()
 
-    def is_in_transaction(self) -> bool:
-        """Return whether a transaction is open, or autocommit is off."""
-        connection = self._connection()
-        return connection is not None and (
-            connection.in_atomic_block or not connection.autocommit or self.session.in_transaction
-        )
+    def note_answer(self) -> None:
+        """Note that the server has answered."""
+        self.in_doubt = self.refused_write  # until the server could be asked
+        self.interrupted = False
+        self.last_used = monotonic()
 
-    def idle_limit(self) -> float | None:
-        """Return after how many idle seconds the server drops it, None where nobody knows."""
-        connection = self._connection()
-        limit = config_for(connection.alias).server_idle_timeout if connection else None
-        return self.vendor.default_idle_timeout if limit is None else limit
+    def is_open(self) -> bool:
+        """Return whether there is a connection that nobody has closed."""
+        return self.handle() is not None and not self.closed
 
     def idle_seconds(self) -> float:
         """Return the seconds since the last sign of life: a statement that came back, a probe."""
@@ -124,8 +174,7 @@ class Watch:
 
     def make_poll(self) -> Poll:
         """Return what looks at the socket: one poll object for the life of the handle."""
-        connection = self._connection()
-        handle = connection.connection if connection is not None else None
+        handle = self.handle()
         descriptor = self.driver.descriptor(handle) if handle is not None else None
         self.poll = _says_closed if descriptor is None else poller(descriptor)
         return self.poll
@@ -138,21 +187,17 @@ class Watch:
 
     def is_reading(self) -> bool:
         """Return whether rows of an unbuffered result are still to come."""
-        connection = self._connection()
         new = self._count_references() - self._references  # before the call below holds one more
-        return connection is not None and self.driver.is_reading(
-            connection.connection, new_references=new
-        )
+        return self.driver.is_reading(self.handle(), new_references=new)
 
     def _count_references(self) -> int:
-        connection = self._connection()
-        return sys.getrefcount(connection.connection) if connection is not None else 0
+        return sys.getrefcount(self.handle())
 
-    def cursor_has_run(self, cursor: CursorWrapper) -> None:
+    def cursor_has_run(self, cursor: Any) -> None:
         """Note a cursor of ``.iterator()``: it has rows to give until it is closed or forgotten."""
         self.cursors = weakref.WeakSet((*self.cursors, cursor))
 
-    def cursor_was_closed(self, cursor: CursorWrapper) -> None:
+    def cursor_was_closed(self, cursor: Any) -> None:
         """Note that such a cursor has nothing more to give."""
         self.cursors = weakref.WeakSet(each for each in self.cursors if each is not cursor)
 
@@ -178,7 +223,7 @@ def _says_closed(_timeout: float) -> list[tuple[int, int]]:
     return [(-1, HUNG_UP)]
 
 
-def _name(cursor: CursorWrapper) -> str | None:
+def _name(cursor: Any) -> str | None:
     return getattr(cursor.cursor, "name", None)
 
 

@@ -20,14 +20,17 @@ from django.utils.functional import cached_property
 
 from .conf import config_for
 from .connecting import connect_patiently
-from .guard import BLOCK, before_use, note_failure
+from .guard import before_use, note_failure, note_interruption
 from .liveness import Liveness, check_liveness
 from .notes import note_statement
 from .registry import note_opened, program_line
-from .watch import Watch, watch_of
+from .replacing import BLOCK, DjangoWatch
+from .watch import watch_of
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from .watch import Watch
 
 # What a mixin is mixed into is Django's; django-stubs does not know its private methods.
 Base: Any = object
@@ -83,8 +86,8 @@ class WatchedConnection(Base):  # type: ignore[misc]
     connection: Any
 
     @cached_property
-    def dbhealth_watch(self) -> Watch:
-        return Watch(self)
+    def dbhealth_watch(self) -> DjangoWatch:
+        return DjangoWatch(self)
 
     # Opening and closing
 
@@ -210,17 +213,12 @@ class WatchedConnection(Base):  # type: ignore[misc]
             super()._commit()
         finally:
             watch.committing = False
-        self._transaction_ended()
+        watch.transaction_ended()
 
     def _rollback(self) -> None:
         super()._rollback()
         self.dbhealth_watch.session.rolled_back()
-        self._transaction_ended()
-
-    def _transaction_ended(self) -> None:
-        watch = self.dbhealth_watch
-        watch.session.transaction_ended()
-        watch.transaction_began()
+        self.dbhealth_watch.transaction_ended()
 
     # A transaction that went with its connection is rolled back already. Its block is to fail in
     # COMMIT, and not to end without a word after somebody inside has caught the error: so what
@@ -283,9 +281,8 @@ class WatchedErrors(DatabaseErrorWrapper):
             watch.in_doubt = self.wrapper.errors_occurred
             note_failure(self.wrapper, watch, translated)
             raise
-        # Of a signal handler, a time limit: in mid-protocol. Of a loop that was left: not.
-        if not isinstance(error, (Error, GeneratorExit)):
-            watch.interrupted = watch.in_doubt = True
+        if error is not None and not isinstance(error, Error):
+            note_interruption(watch, error)
 
 
 class PastDjango:
@@ -347,7 +344,7 @@ class WatchedCursor(Base):  # type: ignore[misc]
         try:
             result = executor(sql, params, many, context)
         except Error as error:
-            note_statement(self.db, error, sql, many=many, began=now)
+            note_statement(watch, error, sql, many=many, began=now)
             raise
         watch.last_used = now  # not for one that Django refused to send: that tells nothing
         if not watch.connecting:
@@ -362,7 +359,7 @@ class WatchedCursor(Base):  # type: ignore[misc]
         try:
             result = super().callproc(*args, **kwargs)
         except Error as error:
-            note_statement(self.db, error, "", many=True, began=now)
+            note_statement(watch, error, "", many=True, began=now)
             raise
         watch.last_used = now
         return result

@@ -999,13 +999,14 @@ assert not settings.configured
 
 
 def ids_in_the_code() -> list[str]:
-    source = (ROOT / "django_dbhealth" / "checks.py").read_text()
+    files = ("checks.py", "contrib/sqlalchemy.py")
+    source = "".join((ROOT / "django_dbhealth" / file).read_text() for file in files)
     return re.findall(r'_(?:error|warning)\(\s*"([EW]\d+)"', source)
 
 
 def test_ids_are_unique() -> None:
     """No two messages share an id, and an id's letter is its level."""
-    assert len(ids_in_the_code()) == len(set(ids_in_the_code())) == 15
+    assert len(ids_in_the_code()) == len(set(ids_in_the_code())) == 16
 
 
 def test_each_id_has_a_heading() -> None:

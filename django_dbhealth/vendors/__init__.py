@@ -44,3 +44,18 @@ def driver_of(connection: BaseDatabaseWrapper) -> Driver | None:
     vendor = vendor_named(connection.vendor)
     module = getattr(connection, "Database", None)
     return vendor.drivers.get(module.__name__) if vendor and module else None
+
+
+def packages_of(kind: type) -> set[str]:
+    """Return the top packages that a class and its bases come from."""
+    return {each.__module__.partition(".")[0] for each in kind.__mro__}
+
+
+def driver_behind(kind: type) -> tuple[Vendor, Driver] | None:
+    """Return the driver whose class this is, a connection's or an error's."""
+    packages = packages_of(kind)
+    for vendor in VENDORS.values():
+        for module, driver in vendor.drivers.items():
+            if module in packages:
+                return vendor, driver
+    return None

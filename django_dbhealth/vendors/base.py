@@ -69,6 +69,14 @@ class Driver(ABC):
         """Return whether the driver knows that a statement of a transaction has run."""
         return False
 
+    def has_failed(self, handle: Any) -> bool:
+        """Return whether the transaction on the handle can only be rolled back."""
+        return False
+
+    @abstractmethod
+    def commit_each_statement(self, handle: Any) -> None:
+        """Turn autocommit on, for a handle that was opened just now."""
+
     def is_reading(self, handle: Any, *, new_references: int) -> bool:
         """Return whether an unbuffered result is being read, which a ping would disturb.
 

@@ -21,11 +21,19 @@ NO = (0, "0", b"0", "OFF", b"OFF")
 TIMEOUTS = ("connect_timeout", "read_timeout")
 
 
-class MySQLClient(Driver):
+class _MySQL(Driver):
+    """What both have in common."""
+
+    timeouts = TIMEOUTS
+
+    def commit_each_statement(self, handle: Any) -> None:
+        handle.autocommit(True)
+
+
+class MySQLClient(_MySQL):
     """mysqlclient, whichever client library it was built with."""
 
     cursors_need_handle = True
-    timeouts = TIMEOUTS
 
     def descriptor(self, handle: Any) -> int | None:
         try:
@@ -99,10 +107,8 @@ def _is_alive(error: Exception) -> bool:
     return fault is not None and fault.connection_usable
 
 
-class PyMySQL(Driver):
+class PyMySQL(_MySQL):
     """PyMySQL. It has no public way to reach its socket or to bound one call."""
-
-    timeouts = TIMEOUTS
 
     def descriptor(self, handle: Any) -> int | None:
         return int(handle._sock.fileno()) if handle.open else None

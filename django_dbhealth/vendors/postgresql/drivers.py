@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # libpq's PGTransactionStatusType; both drivers hand the numbers through.
-IDLE, UNKNOWN = 0, 4
-IN_TRANSACTION = (2, 3)  # whole, or failed
+IDLE, WHOLE, FAILED, UNKNOWN = 0, 2, 3, 4
+IN_TRANSACTION = (WHOLE, FAILED)
 
 # A standby, or a server whose sessions are all read-only by its settings (manual: hot standby).
 QUESTION = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
@@ -26,6 +26,12 @@ class _Psycopg(Driver):
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return bool(handle.closed)
+
+    def has_failed(self, handle: Any) -> bool:
+        return bool(handle.info.transaction_status == FAILED)
+
+    def commit_each_statement(self, handle: Any) -> None:
+        handle.autocommit = True
 
     def hasten_connect(self, parameters: dict[str, Any], seconds: int) -> None:
         if "PGCONNECT_TIMEOUT" not in os.environ and "service" not in parameters:
