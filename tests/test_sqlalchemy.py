@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.conf import settings
 from django.core import checks
+from django.core.checks.registry import registry
 from django.test import override_settings
 from sqlalchemy import URL, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -49,6 +50,12 @@ def url_of(server: Server, dialect: str) -> URL:
         port=server.port,
         database="test",
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_check_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register the engines' check for this test only."""
+    monkeypatch.setattr(registry, "registered_checks", {*registry.registered_checks})
 
 
 @pytest.fixture
