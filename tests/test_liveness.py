@@ -212,13 +212,16 @@ def test_cut_wire(client: Client, shared_server: Server, fault: str) -> None:
         assert check(client, handle) is Liveness.LOST
 
 
-@pytest.mark.parametrize("fault", ["swallow", "freeze"])
+@pytest.mark.parametrize("fault", ["swallow", "freeze", "trickle"])
 def test_silence_is_bounded(client: Client, new_server: Callable[..., Server], fault: str) -> None:
-    """Bytes that vanish, a server that hangs: no sign at the socket, and a probe that ends."""
+    """Bytes that vanish, a server that hangs: no sign at the socket, and a probe that ends.
+
+    Likewise with an answer of which the first byte alone comes in.
+    """
     server = new_server(KINDS[client.vendor])
     with Proxy(server.host, server.port) as proxy:
         handle = client.connect(proxy)
-        proxy.swallow() if fault == "swallow" else server.freeze()
+        server.freeze() if fault == "freeze" else getattr(proxy, fault)()
         assert seems_alive(client.driver, handle)
         began = time.monotonic()
         assert check(client, handle, suspect=True, timeout=0.3) is Liveness.LOST
@@ -360,11 +363,14 @@ def test_takes_writes(client: Client, handle: Any) -> None:
         assert not client.driver.takes_writes(handle, timeout=5)
 
 
-def test_no_answer_whether_it_takes_writes(client: Client, shared_server: Server) -> None:
+@pytest.mark.parametrize("fault", ["swallow", "trickle"])
+def test_no_answer_whether_it_takes_writes(
+    client: Client, shared_server: Server, fault: str
+) -> None:
     """The question is bounded in time, and then the handle is of no use."""
     with Proxy(shared_server.host, shared_server.port) as proxy:
         handle = client.connect(proxy)
-        proxy.swallow()
+        getattr(proxy, fault)()
         assert not client.driver.takes_writes(handle, timeout=0.2)
         proxy.pass_through()
         with pytest.raises(handle.Error if client.module != "psycopg" else Exception, match=GONE):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import enum
+import fcntl
 import math
 import os
 import select
 import socket
+import struct
 import sys
+import termios
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.faults import first_fit
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
@@ -194,3 +199,34 @@ def hang_up(descriptor: int) -> None:
     """
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def hang_up_after(timeout: float, descriptor: int) -> Iterator[None]:
+    """Hang up if the block takes longer, for a driver that offers no other bound.
+
+    Raises ``RuntimeError`` where no thread can be started, and so no bound set.
+    """
+    timer = threading.Timer(timeout, hang_up, [descriptor])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def holds(descriptor: int, size: int, timeout: float) -> bool:
+    """Return whether so many bytes, or the end, have come in within ``timeout`` seconds."""
+    deadline = monotonic() + timeout
+    left = timeout
+    while readable(descriptor, left):
+        [count] = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+        if count == 0 or count >= size:
+            return True
+        left = deadline - monotonic()
+        if left <= 0:
+            break
+        sleep(min(0.01, left))  # poll() has nothing more to tell
+        left = max(0.0, deadline - monotonic())
+    return False

@@ -26,6 +26,7 @@ class Proxy:
         self.port = 0  # known once started; it stays
         self._delay = 0.0
         self._silent = False
+        self._only_one_byte = False
         self._links: dict[asyncio.Task[None], list[socket.socket]] = {}
 
     def __enter__(self) -> Self:
@@ -86,13 +87,17 @@ class Proxy:
         """Hold every piece of data for a time, in both directions."""
         self._delay = seconds
 
+    def trickle(self) -> None:
+        """Pass on the first byte of the server's next answer, and throw away all that follows."""
+        self._only_one_byte = True
+
     def accept_silently(self) -> None:
         """Accept new connections and never forward them."""
         self._silent = True
 
     def pass_through(self) -> None:
         """Forward again what comes from now on, and what was closed meanwhile."""
-        self._silent = False
+        self._silent = self._only_one_byte = False
         self._delay = 0.0
         self._loop.call_soon_threadsafe(self._forwarding.set)
 
@@ -151,7 +156,9 @@ class Proxy:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(ConnectionError):  # the client then finds itself hung up on
             await self._loop.sock_connect(server, self._target)
-            await self._either(self._pump(client, server), self._pump(server, client))
+            await self._either(
+                self._pump(client, server), self._pump(server, client, are_answers=True)
+            )
 
     async def _either(self, *pumps: Coroutine[Any, Any, None]) -> None:
         tasks = [self._loop.create_task(pump) for pump in pumps]
@@ -162,13 +169,18 @@ class Proxy:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    async def _pump(
+        self, source: socket.socket, target: socket.socket, *, are_answers: bool = False
+    ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await self._loop.sock_recv(source, CHUNK):
                 if not self._forwarding.is_set():
                     continue
                 if self._delay:
                     await asyncio.sleep(self._delay)
+                if are_answers and self._only_one_byte:
+                    data = data[:1]
+                    self._forwarding.clear()
                 await self._loop.sock_sendall(target, data)
         await self._forwarding.wait()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django_dbhealth.faults import Kind
-from django_dbhealth.vendors.base import Driver, Liveness, hang_up, readable
+from django_dbhealth.vendors.base import Driver, Liveness, hang_up, hang_up_after, holds
 
 from .faults import CLIENT_CODES, fault_of
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # several words for yes.
 QUESTION = "SELECT @@read_only, @@innodb_read_only"
 NO = (0, "0", b"0", "OFF", b"OFF")
+
+# Bytes: a packet's header and an OK (manual: OK_Packet). For the rest of one that comes in parts
+# the library would wait without an end.
+SHORTEST_ANSWER = 4 + 7
 
 # Without the second SET NAMES, which both drivers send in connect(), would wait for ever.
 TIMEOUTS = ("connect_timeout", "read_timeout")
@@ -48,7 +52,7 @@ class MySQLClient(_MySQL):
         try:
             descriptor = handle.fileno()
             handle.send_query(b"DO 1")
-            if not readable(descriptor, timeout):
+            if not holds(descriptor, SHORTEST_ANSWER, timeout):
                 hang_up(descriptor)
                 return Liveness.LOST
             handle.read_query_result()
@@ -67,14 +71,10 @@ class MySQLClient(_MySQL):
 
     def takes_writes(self, handle: Any, *, timeout: float) -> bool:
         try:
-            descriptor = handle.fileno()
-            handle.send_query(QUESTION.encode())
-            if not readable(descriptor, timeout):
-                hang_up(descriptor)
-                return False
-            handle.read_query_result()
-            (answers,) = handle.store_result().fetch_row()
-        except handle.Error:
+            with hang_up_after(timeout, handle.fileno()):
+                handle.query(QUESTION.encode())
+                (answers,) = handle.store_result().fetch_row()
+        except (handle.Error, RuntimeError):
             return False
         return all(answer in NO for answer in answers)
 
