@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.faults import first_fit
 
+from .server import ServerState
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
     from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
+
+    from .server import Session
 
 
 class Liveness(enum.Enum):
@@ -144,6 +150,24 @@ class Vendor:
     def fault(self, error: BaseException, *, connecting: bool | None) -> Fault | None:
         """Return what one of the drivers' errors means, None for an unknown one."""
         return first_fit(self.faults, self.code_of(error), str(error), connecting=connecting)
+
+    # What the server says. The connection is Django's, guarded or not; errors are Django's too.
+
+    def server_state(self, connection: BaseDatabaseWrapper) -> ServerState:
+        """Return what the server says of itself to the connection's account."""
+        return ServerState(
+            product=connection.display_name,
+            version="",
+            unseen=("The server is not asked: django-dbhealth does not know this database.",),
+        )
+
+    def sessions(self, connection: BaseDatabaseWrapper) -> Iterator[Session]:
+        """Yield the sessions that the connection's account may see, as they come in."""
+        return iter(())
+
+    def terminate(self, connection: BaseDatabaseWrapper, session_id: int) -> bool:
+        """End a session; return False where there is none of that number any more."""
+        return False
 
 
 # Of these the first is asked for, the others are always reported. Where there is no POLLRDHUP,
