@@ -54,6 +54,10 @@ class Driver(ABC):
         """Return the descriptor of the handle's socket, None for a handle that was closed."""
 
     @abstractmethod
+    def session_id(self, handle: Any) -> int:
+        """Return the number that the session was given when the handle was opened."""
+
+    @abstractmethod
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
         """Ask the server for a sign of life, for at most ``timeout`` seconds.
 
@@ -150,6 +154,14 @@ class Vendor:
     def fault(self, error: BaseException, *, connecting: bool | None) -> Fault | None:
         """Return what one of the drivers' errors means, None for an unknown one."""
         return first_fit(self.faults, self.code_of(error), str(error), connecting=connecting)
+
+    def driver_of(self, connection: BaseDatabaseWrapper) -> Driver | None:
+        """Return the driver of a connection, None for one that is not known here.
+
+        It is told by the backend's driver module: the handle itself may be a monitor's proxy.
+        """
+        module = getattr(connection, "Database", None)
+        return self.drivers.get(module.__name__) if module else None
 
     # What the server says. The connection is Django's, guarded or not; errors are Django's too.
 

@@ -24,6 +24,9 @@ QUESTION = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only
 class _Psycopg(Driver):
     """What both have of libpq."""
 
+    def session_id(self, handle: Any) -> int:
+        return int(handle.info.backend_pid)
+
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return bool(handle.closed)
 
