@@ -8,9 +8,10 @@ import os
 import select
 import socket
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.faults import first_fit
@@ -222,3 +223,15 @@ def hang_up(descriptor: int) -> None:
     """
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def hung_up_after(timeout: float, descriptor: int) -> Iterator[None]:
+    """Hang up if the block takes longer, where the driver offers no other bound."""
+    timer = threading.Timer(timeout, hang_up, [descriptor])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
