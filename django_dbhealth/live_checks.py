@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Tags, Warning  # noqa: A004
+from django.db import connections
 
 from .checks import (
     TAG,
@@ -55,7 +55,7 @@ def _with_server(aliases: Iterable[str] | None) -> list[Database]:
     wanted = set(aliases or ())
     return [
         database
-        for database in databases_in(settings.DATABASES, get_config())
+        for database in databases_in(connections.settings, get_config())
         if database.alias in wanted and database.vendor.drivers
     ]
 
@@ -147,12 +147,13 @@ def _is_tight(limit: Limit) -> bool:
 def server_cannot_be_asked(database: Database, error: Exception) -> Warning:
     fault = classify(error)
     if isinstance(error, TimeoutError):
-        reason = f"it gave no answer within {database.config.ping_timeout:g} seconds (PING_TIMEOUT)"
+        seconds = database.config.ping_timeout
+        reason = f"it gave no answer within {seconds:g} seconds (PING_TIMEOUT)."
         advice = "See whether the server runs, and whether something on the way drops packets."
     elif fault is not None:
         reason, advice = f"{fault.title}. {fault.meaning}", fault.advice
     else:
-        reason = type(error).__name__
+        reason = f"{type(error).__name__}."
         advice = "See what the database says when it is used: python manage.py dbshell."
     return warning(
         "W101",
