@@ -134,11 +134,16 @@ MISFITS: tuple[Callable[[Database, ServerState], Iterable[CheckMessage]], ...] =
 
 
 def _is_tight(limit: Limit) -> bool:
-    """Return whether at most a fifth of the connections is left, or one. Ours is closed again."""
-    if limit.maximum is None or limit.used is None:
+    """Return whether at most a fifth of the connections is left, or a single one."""
+    used = _used_by_others(limit)
+    if limit.maximum is None or not used:
         return False
-    used = limit.used - 1
-    return used > 0 and limit.maximum - used <= max(1, limit.maximum / 5)
+    return limit.maximum - used <= max(1, limit.maximum / 5)
+
+
+def _used_by_others(limit: Limit) -> int:
+    """Return how many connections are open but for our own, which is closed again."""
+    return 0 if limit.used is None else limit.used - 1
 
 
 # The messages
@@ -214,7 +219,7 @@ def pool_over_limit(database: Database, limit: Limit, size: int) -> Warning:
 def limit_is_nearly_reached(database: Database, limit: Limit) -> Warning:
     return warning(
         "W106",
-        f"Of database {database.alias!r} {_allowed(limit)}, and {(limit.used or 1) - 1} are open.",
+        f"Of database {database.alias!r} {_allowed(limit)}, and {_used_by_others(limit)} are open.",
         "See who holds them with python manage.py dbhealth connections, and close what nobody "
         "uses, or have the limit raised.",
     )
