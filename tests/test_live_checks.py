@@ -14,12 +14,13 @@ from django.core import checks
 from django.core.checks import CheckMessage, Tags, Warning  # noqa: A004
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
-from django.db import Error, connections
+from django.db import Error, OperationalError, connections
 from django.test import override_settings
 
 from django_dbhealth.checks import TAG
 from django_dbhealth.live_checks import check_servers, check_servers_for_deployment
 from django_dbhealth.own_connection import ask_apart, own_connection
+from django_dbhealth.vendors.mysql import MySQL
 from tests.conftest import register, unregister
 from tests.servers import HAProxy, PgBouncer, wait_for
 from tests.servers.base import PASSWORD, USER, free_port
@@ -54,10 +55,8 @@ def check(
 
 
 def run(databases: list[str] | None, *, deploy: bool = False) -> list[CheckMessage]:
-    """Return what `check --database ...` has of the live checks."""
-    found = checks.run_checks(
-        tags=[Tags.database], databases=databases, include_deployment_checks=deploy
-    )
+    """Return what `check --tag dbhealth --database ...` has of the live checks."""
+    found = checks.run_checks(tags=[TAG], databases=databases, include_deployment_checks=deploy)
     return [each for each in found if (each.id or "").startswith("django_dbhealth.W1")]
 
 
@@ -104,7 +103,6 @@ def test_migrate_goes_on(new_server: NewServer, project: Any, capsys: Any) -> No
     register("live", server.django(CONN_MAX_AGE=600))
     call_command("migrate", database="live", verbosity=0, skip_checks=False)
     assert "django_dbhealth.W102" in capsys.readouterr().err
-    assert server.execute("SELECT COUNT(*) > 0 FROM test.django_migrations") == [(1,)]
 
 
 def test_own_connection_is_closed(new_server: NewServer, project: Any) -> None:
@@ -134,11 +132,12 @@ def test_unreachable(mariadb: Server, project: Any) -> None:
     """A server that is not there is one Warning, whatever else is asked for."""
     database = mariadb.django(transport="tcp", PORT=str(free_port()), CONN_MAX_AGE=600)
     [found] = project(database, deploy=True)
+    fault = MySQL().fault(OperationalError(2002, ""), connecting=True)
+    assert fault is not None
     assert found == Warning(
-        "The server of database 'live' could not be asked: 2002 CR_CONNECTION_ERROR. No server "
-        "answers at HOST and PORT, or at the socket: it is down, restarts, or the address is "
-        "wrong.",
-        hint=found.hint,
+        "The server of database 'live' could not be asked: 2002 CR_CONNECTION_ERROR. "
+        f"{fault.meaning}",
+        hint=f"{fault.advice} (docs: checks.html#django-dbhealth-w101)",
         id="django_dbhealth.W101",
     )
 
@@ -157,7 +156,7 @@ def test_wrong_password(kind: str, request: pytest.FixtureRequest, project: Any)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("transport", ["socket", "tcp"])
 def test_frozen(kind: str, transport: Any, new_server: NewServer, project: Any) -> None:
-    """A server that hangs is one Warning, after PING_TIMEOUT for each of the two checks."""
+    """A server that hangs is one Warning, after PING_TIMEOUT."""
     server = new_server(kind)
     server.freeze()
     began = time.monotonic()
@@ -375,10 +374,12 @@ def test_limit_is_nearly_reached(kind: str, new_server: NewServer, project: Any)
     register("other", server.django())
     connections["other"].ensure_connection()
     assert project(server.django(), deploy=True) == []  # 2 of 3 are left
+    server.wait_for_sessions(1, USER)
     second = own_connection("other")
     with closing(second):
         second.ensure_connection()
         assert project(server.django()) == []
+        server.wait_for_sessions(2, USER)
         [found] = project(server.django(), deploy=True)
     name = "max_user_connections" if kind == "mariadb" else "CONNECTION LIMIT of the role"
     assert found == Warning(
@@ -401,6 +402,7 @@ def test_limit_of_the_server_is_nearly_reached(new_server: NewServer, project: A
             held.append(own_connection("other"))
             held[-1].ensure_connection()
         assert project(server.django(), deploy=True) == []  # 3 of 10 are left
+        server.wait_for_sessions(7, USER)
         held.append(own_connection("other"))
         held[-1].ensure_connection()
         [found] = project(server.django(), deploy=True)
@@ -410,3 +412,19 @@ def test_limit_of_the_server_is_nearly_reached(new_server: NewServer, project: A
     assert found.msg == (
         "Of database 'live' the server may have 10 at once (max_connections), and 8 are open."
     )
+
+
+def test_both_checks_judge_one_answer(new_server: NewServer, project: Any) -> None:
+    """The two checks of one command open one connection; a later command's open another."""
+    server = new_server("mariadb")
+    register("live", server.django())
+    before = connections_so_far(server)
+    run(["live"], deploy=True)
+    assert connections_so_far(server) - before == 2  # the other one is the administrator's
+    run(["live"], deploy=True)
+    assert connections_so_far(server) - before == 4
+
+
+def connections_so_far(server: Server) -> int:
+    [(_, count)] = server.execute("SHOW GLOBAL STATUS LIKE 'Connections'")
+    return int(count)
