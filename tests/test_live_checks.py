@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,7 @@ from django.core.management.base import SystemCheckError
 from django.db import Error, OperationalError, connections
 from django.test import override_settings
 
-from django_dbhealth.checks import TAG
-from django_dbhealth.live_checks import check_servers, check_servers_for_deployment
+from django_dbhealth.live_checks import TAG, check_servers, check_servers_for_deployment
 from django_dbhealth.own_connection import ask_apart, own_connection
 from django_dbhealth.vendors.mysql import MySQL
 from tests.conftest import register, unregister
@@ -66,9 +65,10 @@ def check(
 
 
 def run(databases: list[str] | None, *, deploy: bool = False) -> list[CheckMessage]:
-    """Return what `check --tag dbhealth --database ...` has of the live checks."""
+    """Return what `check --tag dbhealth_live --database ...` has."""
     found = checks.run_checks(tags=[TAG], databases=databases, include_deployment_checks=deploy)
-    return [each for each in found if (each.id or "").startswith("django_dbhealth.W1")]
+    assert all((each.id or "").startswith("django_dbhealth.W1") for each in found)
+    return found
 
 
 def short(found: list[CheckMessage]) -> list[str]:
@@ -79,9 +79,16 @@ def short(found: list[CheckMessage]) -> list[str]:
 
 
 def test_registered_for_databases() -> None:
-    """They are Django's database checks, and have our tag."""
+    """They are Django's database checks, and have a tag of their own."""
     for each in (check_servers, check_servers_for_deployment):
         assert set(each.tags) == {Tags.database, TAG}  # type: ignore[attr-defined]
+
+
+def test_without_a_database() -> None:
+    """Django 5.2 and 6.0 call database checks without one too: nothing is asked then."""
+    for databases in (None, []):
+        assert check_servers(databases=databases) == []
+        assert check_servers_for_deployment(databases=databases) == []
 
 
 def test_only_with_database(servers: dict[str, Server], project: Any) -> None:
@@ -92,8 +99,10 @@ def test_only_with_database(servers: dict[str, Server], project: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, override_settings(DBHEALTH=config):
         host, port = silent.getsockname()
         register("other", server.django(HOST=host, PORT=str(port)))
-        assert run(None, deploy=True) == run([], deploy=True) == []
         call_command("check", fail_level="WARNING")
+        with suppress(SystemCheckError):  # Django's own advice
+            call_command("check", deploy=True, fail_level="WARNING")
+        call_command("check", tags=["dbhealth"], deploy=True, fail_level="WARNING")
         assert short(run(["live"], deploy=True)) == ["W102"]
         with pytest.raises(SystemCheckError, match="W102"):
             call_command("check", databases=["live"], fail_level="WARNING")
