@@ -13,7 +13,7 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from sqlalchemy import Engine, NullPool, event
 
-from django_dbhealth.checks import TAG, IdleLimit, _warning
+from django_dbhealth.checks import TAG, IdleLimit, warning
 from django_dbhealth.conf import config_for, described
 from django_dbhealth.forks import note_socket
 from django_dbhealth.registry import note_opened, program_line
@@ -150,7 +150,7 @@ def recycle_over_idle_timeout(engine: Engine, name: str, limit: IdleLimit) -> ch
     effect = "the first statement after a quiet time fails"
     if engine.pool._pre_ping:
         effect = "pool_pre_ping has to find it out each time, and no time limit bounds its probe"
-    return _warning(
+    return warning(
         "W201",
         f"The pool_recycle of the engine {name!r} is {recycle:g}{never}, but a connection that "
         f"was idle for {limit.seconds:.15g} seconds is dropped by its server ({limit.source}): "

@@ -20,11 +20,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.faults import first_fit
 
+from .server import ServerState
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
+
+    from .server import Session
 
 
 class Liveness(enum.Enum):
@@ -51,6 +57,10 @@ class Driver(ABC):
     @abstractmethod
     def descriptor(self, handle: Any) -> int | None:
         """Return the descriptor of the handle's socket, None for a handle that was closed."""
+
+    @abstractmethod
+    def session_id(self, handle: Any) -> int:
+        """Return the number that the session was given when the handle was opened."""
 
     @abstractmethod
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
@@ -128,6 +138,10 @@ class Vendor:
         """Return for how many seconds Django's pool may keep a connection that nobody uses."""
         return math.inf
 
+    def pool_size(self, pool_options: Mapping[str, Any]) -> int:
+        """Return how many connections Django's pool may have at most in each process."""
+        return 0
+
     def forget_pools(self) -> Collection[object]:
         """Have Django make new pools in a forked child, and return its parent's.
 
@@ -157,6 +171,32 @@ class Vendor:
     def fault(self, error: BaseException, *, connecting: bool | None) -> Fault | None:
         """Return what one of the drivers' errors means, None for an unknown one."""
         return first_fit(self.faults, self.code_of(error), str(error), connecting=connecting)
+
+    def driver_of(self, connection: BaseDatabaseWrapper) -> Driver | None:
+        """Return the driver of a connection, None for one that is not known here.
+
+        It is told by the backend's driver module: the handle itself may be a monitor's proxy.
+        """
+        module = getattr(connection, "Database", None)
+        return self.drivers.get(module.__name__) if module else None
+
+    # What the server says. The connection is Django's, guarded or not; errors are Django's too.
+
+    def server_state(self, connection: BaseDatabaseWrapper) -> ServerState:
+        """Return what the server says of itself to the connection's account."""
+        return ServerState(
+            product=connection.display_name,
+            version="",
+            unseen=("The server is not asked: django-dbhealth does not know this database.",),
+        )
+
+    def sessions(self, connection: BaseDatabaseWrapper) -> Iterator[Session]:
+        """Yield the sessions that the connection's account may see, as they come in."""
+        return iter(())
+
+    def terminate(self, connection: BaseDatabaseWrapper, session_id: int) -> bool:
+        """End a session; return False where there is none of that number any more."""
+        return False
 
 
 # Of these the first is asked for, the others are always reported. Where there is no POLLRDHUP,
@@ -202,7 +242,7 @@ def hang_up(descriptor: int) -> None:
 
 
 @contextmanager
-def hang_up_after(timeout: float, descriptor: int) -> Iterator[None]:
+def hung_up_after(timeout: float, descriptor: int) -> Iterator[None]:
     """Hang up if the block takes longer, for a driver that offers no other bound.
 
     Raises ``RuntimeError`` where no thread can be started, and so no bound set.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,14 +28,18 @@ class ServerState:
     user: str | None = None
     is_read_only: bool = False
     proxy: str | None = None  # what stands between, in words, where it can be told
+    is_pooled: bool = False  # by a proxy whose clients share its sessions: ids are not theirs
     timeouts: Mapping[str, float | None] = field(default_factory=dict)  # seconds; None: none
+    idle_timeout: str | None = None  # which of them drops an idle session; None: nobody knows
     limits: Sequence[Limit] = ()
     unseen: Sequence[str] = ()  # what the account has no right to see, a full sentence each
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Session:
-    """One connection as its server sees it. None: the server does not say."""
+class Session(NamedTuple):
+    """One connection as its server sees it. None: the server does not say.
+
+    A tuple, because there may be thousands: a frozen dataclass takes ten times as long to make.
+    """
 
     id: int
     user: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django_dbhealth.faults import Kind
-from django_dbhealth.vendors.base import Driver, Liveness, hang_up, hang_up_after, holds
+from django_dbhealth.vendors.base import Driver, Liveness, hang_up, holds, hung_up_after
 
 from .faults import CLIENT_CODES, fault_of
 
@@ -45,6 +45,9 @@ class MySQLClient(_MySQL):
         except handle.Error:
             return None
 
+    def session_id(self, handle: Any) -> int:
+        return int(handle.thread_id())
+
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
         # handle.ping() waits for ever on a server that hangs, so the question is sent and the
         # answer awaited here. DO 1 returns no rows and is not seen by any statement after it.
@@ -71,7 +74,7 @@ class MySQLClient(_MySQL):
 
     def takes_writes(self, handle: Any, *, timeout: float) -> bool:
         try:
-            with hang_up_after(timeout, handle.fileno()):
+            with hung_up_after(timeout, handle.fileno()):
                 handle.query(QUESTION.encode())
                 (answers,) = handle.store_result().fetch_row()
         except (handle.Error, RuntimeError):
@@ -112,6 +115,9 @@ class PyMySQL(_MySQL):
 
     def descriptor(self, handle: Any) -> int | None:
         return int(handle._sock.fileno()) if handle.open else None
+
+    def session_id(self, handle: Any) -> int:
+        return int(handle.thread_id())
 
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
         if not handle.open:

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from django_dbhealth.vendors.base import Driver, Liveness, hang_up_after, readable
+from django_dbhealth.vendors.base import Driver, Liveness, hung_up_after, readable
 
 # libpq's PGTransactionStatusType; both drivers hand the numbers through.
 IDLE, WHOLE, FAILED, UNKNOWN = 0, 2, 3, 4
@@ -18,6 +18,9 @@ QUESTION = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only
 
 class _Psycopg(Driver):
     """What both have of libpq."""
+
+    def session_id(self, handle: Any) -> int:
+        return int(handle.info.backend_pid)
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return bool(handle.closed)
@@ -125,7 +128,7 @@ class Psycopg2(_Psycopg):
         if status != IDLE:
             return Liveness.LOST if status == UNKNOWN else Liveness.BUSY
         try:
-            with hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
+            with hung_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
                 cursor.execute("SELECT 1")
             if not handle.autocommit:
                 handle.rollback()
@@ -137,7 +140,7 @@ class Psycopg2(_Psycopg):
 
     def takes_writes(self, handle: Any, *, timeout: float) -> bool:
         try:
-            with hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
+            with hung_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
                 cursor.execute(QUESTION)
                 return bool(cursor.fetchone() == (False,))
         except (handle.Error, RuntimeError):
