@@ -156,9 +156,7 @@ class Proxy:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(ConnectionError):  # the client then finds itself hung up on
             await self._loop.sock_connect(server, self._target)
-            await self._either(
-                self._pump(client, server), self._pump(server, client, are_answers=True)
-            )
+            await self._either(self._pump(client, server), self._pump(server, client))
 
     async def _either(self, *pumps: Coroutine[Any, Any, None]) -> None:
         tasks = [self._loop.create_task(pump) for pump in pumps]
@@ -169,16 +167,14 @@ class Proxy:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _pump(
-        self, source: socket.socket, target: socket.socket, *, are_answers: bool = False
-    ) -> None:
+    async def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await self._loop.sock_recv(source, CHUNK):
                 if not self._forwarding.is_set():
                     continue
                 if self._delay:
                     await asyncio.sleep(self._delay)
-                if are_answers and self._only_one_byte:
+                if self._only_one_byte and source.getpeername() == self._target:
                     data = data[:1]
                     self._forwarding.clear()
                 await self._loop.sock_sendall(target, data)
