@@ -1,0 +1,110 @@
+"""What the subcommands have in common: where they write, and whom they ask."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from django_dbhealth.asking import FAILURES
+from django_dbhealth.management.screen import Column
+from django_dbhealth.processes import why_unknown
+from django_dbhealth.report import holding_dict
+
+if TYPE_CHECKING:
+    from django.core.management.base import OutputWrapper
+
+    from django_dbhealth.asking import Target
+    from django_dbhealth.management.screen import Screen
+    from django_dbhealth.processes import Holding, Process
+    from django_dbhealth.report import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a subcommand. ``failures`` are the sentences for standard error at its end."""
+
+    out: OutputWrapper
+    err: OutputWrapper
+    screen: Screen
+    as_json: bool
+    targets: Sequence[Target]
+    failures: list[str] = field(default_factory=list)
+
+    def fail(self, target: Target, problem: Problem) -> None:
+        """Note that a database could not be asked."""
+        self.failures.append(f"The database {target.alias!r} cannot be asked: {problem}")
+
+    def print_json(self, value: object) -> None:
+        self.out.write(json.dumps(value, indent=2))
+
+    def print_json_list(self, items: Iterable[object], indent: str) -> None:
+        """Write the items one by one, with what a JSON array has between them."""
+        separator = "\n"
+        for item in items:
+            self.out.write(f"{separator}{indent}{json.dumps(item)}", ending="")
+            separator = ",\n"
+
+
+# What somebody types
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds; what is none is wrong usage."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"write a number of seconds, 0 or more, not {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """Return a number of things, at least one; what is none is wrong usage."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"write a whole number, 1 or more, not {text!r}")
+    return int(text)
+
+
+# What is shown
+
+
+def duration(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.1f} s" if value < 10 else f"{value:,.0f} s"
+
+
+def process_words(processes: Sequence[Process]) -> str:
+    """Return the processes of a session; after a fork several hold one socket."""
+    if not processes:
+        return "unknown"
+    first = processes[0]
+    others = f" (and {len(processes) - 1} more)" if len(processes) > 1 else ""
+    return f"{first.pid} {first.command}{others}"
+
+
+HOLDINGS = (
+    Column("PID", is_number=True),
+    Column("USER"),
+    Column("SOCKETS", is_number=True),
+    Column("COMMAND", is_flexible=True),
+)
+
+
+def print_holdings(screen: Screen, holdings: Sequence[Holding]) -> None:
+    """Write which processes of this machine have sockets to a server."""
+    if not holdings:
+        screen.line("  none that can be seen")
+        return
+    screen.table(HOLDINGS, [_holding_row(*holding) for holding in holdings])
+
+
+def _holding_row(process: Process | None, sockets: int) -> list[str]:
+    if process is None:
+        return ["?", "?", f"{sockets}", "unknown"]
+    return [f"{process.pid}", process.user or "?", f"{sockets}", process.command]
