@@ -13,11 +13,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections
-from django.db.utils import load_backend
 
 from .conf import config_for
 from .diagnosis import classify
 from .liveness import Liveness
+from .own_connection import own_connection
 from .vendors import driver_of
 
 if TYPE_CHECKING:
@@ -120,25 +120,12 @@ def _probe_of(alias: str) -> _Probe:
 
 def _ask(alias: str, deadline: float) -> Health:
     """Connect, ask, close. What fails is raised; what hangs ends soon after the deadline."""
-    connection = _connection_of_its_own(alias)
+    connection = own_connection(alias)
     with (
         connection.wrap_database_errors,
         closing(connection.get_new_connection(connection.get_connection_params())) as handle,
     ):
         return _health_of(connection, handle, deadline)
-
-
-def _connection_of_its_own(alias: str) -> BaseDatabaseWrapper:
-    """Return one outside of any pool, without the guard: it is refused at once, not tried again."""
-    settings = connections.settings[alias]
-    options = {name: value for name, value in settings["OPTIONS"].items() if name != "pool"}
-    connection: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(
-        {**settings, "OPTIONS": options}, alias
-    )
-    if driver := driver_of(connection):
-        seconds = math.ceil(config_for(alias).ping_timeout)
-        options.update(dict.fromkeys(driver.timeouts, seconds))
-    return connection
 
 
 def _health_of(connection: BaseDatabaseWrapper, handle: Any, deadline: float) -> Health:

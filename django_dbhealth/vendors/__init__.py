@@ -37,10 +37,6 @@ def vendor_for_engine(engine: str) -> Vendor | None:
 
 
 def driver_of(connection: BaseDatabaseWrapper) -> Driver | None:
-    """Return the driver of a Django connection, None for one that is not known here.
-
-    It is told by the backend's driver module: the handle itself may be a monitor's proxy.
-    """
+    """Return the driver of a Django connection, None for one that is not known here."""
     vendor = vendor_named(connection.vendor)
-    module = getattr(connection, "Database", None)
-    return vendor.drivers.get(module.__name__) if vendor and module else None
+    return vendor.driver_of(connection) if vendor else None

@@ -8,18 +8,25 @@ import os
 import select
 import socket
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.faults import first_fit
 
+from .server import ServerState
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
     from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
+
+    from .server import Session
 
 
 class Liveness(enum.Enum):
@@ -46,6 +53,10 @@ class Driver(ABC):
     @abstractmethod
     def descriptor(self, handle: Any) -> int | None:
         """Return the descriptor of the handle's socket, None for a handle that was closed."""
+
+    @abstractmethod
+    def session_id(self, handle: Any) -> int:
+        """Return the number that the session was given when the handle was opened."""
 
     @abstractmethod
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
@@ -145,6 +156,32 @@ class Vendor:
         """Return what one of the drivers' errors means, None for an unknown one."""
         return first_fit(self.faults, self.code_of(error), str(error), connecting=connecting)
 
+    def driver_of(self, connection: BaseDatabaseWrapper) -> Driver | None:
+        """Return the driver of a connection, None for one that is not known here.
+
+        It is told by the backend's driver module: the handle itself may be a monitor's proxy.
+        """
+        module = getattr(connection, "Database", None)
+        return self.drivers.get(module.__name__) if module else None
+
+    # What the server says. The connection is Django's, guarded or not; errors are Django's too.
+
+    def server_state(self, connection: BaseDatabaseWrapper) -> ServerState:
+        """Return what the server says of itself to the connection's account."""
+        return ServerState(
+            product=connection.display_name,
+            version="",
+            unseen=("The server is not asked: django-dbhealth does not know this database.",),
+        )
+
+    def sessions(self, connection: BaseDatabaseWrapper) -> Iterator[Session]:
+        """Yield the sessions that the connection's account may see, as they come in."""
+        return iter(())
+
+    def terminate(self, connection: BaseDatabaseWrapper, session_id: int) -> bool:
+        """End a session; return False where there is none of that number any more."""
+        return False
+
 
 # Of these the first is asked for, the others are always reported. Where there is no POLLRDHUP,
 # POLLHUP says it.
@@ -186,3 +223,15 @@ def hang_up(descriptor: int) -> None:
     """
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def hung_up_after(timeout: float, descriptor: int) -> Iterator[None]:
+    """Hang up if the block takes longer, where the driver offers no other bound."""
+    timer = threading.Timer(timeout, hang_up, [descriptor])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()

@@ -28,7 +28,9 @@ class ServerState:
     user: str | None = None
     is_read_only: bool = False
     proxy: str | None = None  # what stands between, in words, where it can be told
+    is_pooled: bool = False  # by a proxy whose clients share its sessions: ids are not theirs
     timeouts: Mapping[str, float | None] = field(default_factory=dict)  # seconds; None: none
+    idle_timeout: str | None = None  # which of them drops an idle session; None: nobody knows
     limits: Sequence[Limit] = ()
     unseen: Sequence[str] = ()  # what the account has no right to see, a full sentence each
 

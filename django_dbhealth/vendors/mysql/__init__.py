@@ -10,12 +10,16 @@ from django_dbhealth.vendors.base import Vendor
 
 from .drivers import MySQLClient, PyMySQL
 from .faults import FAULTS, code_of
+from .server import server_state, sessions, terminate
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
     from django_dbhealth.vendors.base import Driver
+    from django_dbhealth.vendors.server import ServerState, Session
 
 # An assignment with the word before it: "SET", a comma's nothing, or the scope. lock_wait_timeout
 # and @wait_timeout, a variable of the user's, are others.
@@ -63,3 +67,12 @@ class MySQL(Vendor):
 
     def code_of(self, error: BaseException) -> int | None:
         return code_of(error)
+
+    def server_state(self, connection: BaseDatabaseWrapper) -> ServerState:
+        return server_state(connection, self.driver_of(connection))
+
+    def sessions(self, connection: BaseDatabaseWrapper) -> Iterator[Session]:
+        return sessions(connection)
+
+    def terminate(self, connection: BaseDatabaseWrapper, session_id: int) -> bool:
+        return terminate(connection, session_id)

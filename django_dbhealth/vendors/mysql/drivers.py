@@ -33,6 +33,9 @@ class MySQLClient(Driver):
         except handle.Error:
             return None
 
+    def session_id(self, handle: Any) -> int:
+        return int(handle.thread_id())
+
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
         # handle.ping() waits for ever on a server that hangs, so the question is sent and the
         # answer awaited here. DO 1 returns no rows and is not seen by any statement after it.
@@ -106,6 +109,9 @@ class PyMySQL(Driver):
 
     def descriptor(self, handle: Any) -> int | None:
         return int(handle._sock.fileno()) if handle.open else None
+
+    def session_id(self, handle: Any) -> int:
+        return int(handle.thread_id())
 
     def ping(self, handle: Any, *, timeout: float) -> Liveness:
         if not handle.open:

@@ -11,12 +11,16 @@ from django_dbhealth.vendors.base import Vendor
 
 from .drivers import Psycopg, Psycopg2
 from .faults import FAULTS, code_of
+from .server import server_state, sessions, terminate
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
     from django_dbhealth.vendors.base import Driver
+    from django_dbhealth.vendors.server import ServerState, Session
 
 # "-c idle_session_timeout=5min" or "--idle-session-timeout=5min", as libpq takes it.
 _IDLE_SESSION_TIMEOUT = re.compile(
@@ -71,3 +75,12 @@ class PostgreSQL(Vendor):
 
     def code_of(self, error: BaseException) -> str | None:
         return code_of(error)
+
+    def server_state(self, connection: BaseDatabaseWrapper) -> ServerState:
+        return server_state(connection, self.driver_of(connection))
+
+    def sessions(self, connection: BaseDatabaseWrapper) -> Iterator[Session]:
+        return sessions(connection)
+
+    def terminate(self, connection: BaseDatabaseWrapper, session_id: int) -> bool:
+        return terminate(connection, session_id)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django_dbhealth.vendors.base import Driver, Liveness, hang_up, readable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from django_dbhealth.vendors.base import Driver, Liveness, hung_up_after, readable
 
 # libpq's PGTransactionStatusType; both drivers hand the numbers through.
 IDLE, UNKNOWN = 0, 4
@@ -23,6 +18,9 @@ QUESTION = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only
 
 class _Psycopg(Driver):
     """What both have of libpq."""
+
+    def session_id(self, handle: Any) -> int:
+        return int(handle.info.backend_pid)
 
     def has_given_up(self, handle: Any, error: Exception) -> bool:
         return bool(handle.closed)
@@ -124,7 +122,7 @@ class Psycopg2(_Psycopg):
         if status != IDLE:
             return Liveness.LOST if status == UNKNOWN else Liveness.BUSY
         try:
-            with _hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
+            with hung_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
                 cursor.execute("SELECT 1")
             if not handle.autocommit:
                 handle.rollback()
@@ -136,7 +134,7 @@ class Psycopg2(_Psycopg):
 
     def takes_writes(self, handle: Any, *, timeout: float) -> bool:
         try:
-            with _hang_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
+            with hung_up_after(timeout, handle.fileno()), handle.cursor() as cursor:
                 cursor.execute(QUESTION)
                 return bool(cursor.fetchone() == (False,))
         except (handle.Error, RuntimeError):
@@ -144,15 +142,3 @@ class Psycopg2(_Psycopg):
 
     def has_begun(self, handle: Any) -> bool:
         return handle.get_transaction_status() in IN_TRANSACTION
-
-
-@contextmanager
-def _hang_up_after(timeout: float, descriptor: int) -> Iterator[None]:
-    """Hang up if the block takes longer: psycopg2 offers no other bound."""
-    timer = threading.Timer(timeout, hang_up, [descriptor])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
