@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
@@ -18,6 +20,7 @@ from .conf import config_for
 from .diagnosis import classify
 from .faults import Kind
 from .liveness import Liveness
+from .own_connection import own_connection
 from .processes import Locator, OwnEnd, Sockets, own_end, sockets_to
 from .report import Problem, problem_of
 from .vendors import driver_of, vendor_named
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from .processes import Holding
-    from .vendors.base import Driver
     from .vendors.server import ServerState, Session
 
 # What a connect or a question ends with: also settings that the driver does not take.
@@ -57,11 +59,15 @@ class Target:
         return vendor_named(connections[self.alias].vendor) or Vendor()
 
     @contextmanager
-    def asked(self) -> Iterator[Server]:
-        """Connect for the block. Raises one of the FAILURES, as the block's questions do."""
-        connection = self._connect()
+    def asked(self, *, timeout: float = math.inf) -> Iterator[Server]:
+        """Connect for the block. Raises one of the FAILURES, as the block's questions do.
+
+        The connect and each question may take PING_TIMEOUT, or ``timeout`` if that is shorter.
+        """
+        timeout = min(timeout, config_for(self.through).ping_timeout)
+        connection = self._connect(timeout)
         try:
-            with Server(connection) as server:
+            with Server(connection, timeout) as server:
                 yield server
         finally:
             with suppress(*FAILURES):
@@ -79,14 +85,12 @@ class Target:
     def _settings(self, alias: str) -> dict[str, Any]:
         return connections.settings[alias]
 
-    def _connect(self) -> BaseDatabaseWrapper:
+    def _connect(self, timeout: float) -> BaseDatabaseWrapper:
         backoff = Backoff(now=time.monotonic(), timeout=self.slot_timeout)
         has_told = False
         while True:
-            connection = connection_of_its_own(self.through)
             try:
-                connection.ensure_connection()
-                return connection
+                return opened(self.through, timeout)
             except FAILURES as error:
                 fault = classify(error, using=self.through)
                 delay = backoff.next_delay(time.monotonic())
@@ -105,13 +109,42 @@ class Target:
         )
 
 
+def opened(alias: str, timeout: float) -> BaseDatabaseWrapper:
+    """Return a connection of our own, opened within ``timeout`` seconds.
+
+    Raises TimeoutError. In a thread, because what Django sends when it connects would wait for ever
+    on a server that freezes just then.
+    """
+    connection = own_connection(alias)
+    connection.inc_thread_sharing()
+    is_open: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            connection.ensure_connection()
+            is_open.set_result(None)
+        except BaseException as error:  # noqa: BLE001 (raised where the connection is waited for)
+            is_open.set_exception(error)
+
+    threading.Thread(target=run, name=f"dbhealth {alias}", daemon=True).start()
+    try:
+        is_open.result(timeout)
+    except TimeoutError:
+        raise _silent(timeout) from None
+    return connection
+
+
+def _silent(timeout: float) -> TimeoutError:
+    return TimeoutError(f"The server did not answer within {timeout:g} s.")
+
+
 class Server:
     """What one connection can ask its server. A server that stops answering is an error."""
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, timeout: float) -> None:
         self._connection = connection
         self._driver = driver_of(connection)
-        self._timeout = config_for(connection.alias).ping_timeout
+        self._timeout = timeout
         self.vendor = vendor_named(connection.vendor) or Vendor()
         descriptor = self._driver.descriptor(connection.connection) if self._driver else None
         self._own = own_end(descriptor) if descriptor is not None else OwnEnd()
@@ -146,14 +179,16 @@ class Server:
 
     def round_trip_ms(self) -> float | None:
         """Return how long a question and its answer take, the median of a few."""
-        if self._driver is None:
-            return None
-        return median(self._ping_ms(self._driver) for _ in range(PINGS))
+        return median(self.ping_ms() for _ in range(PINGS)) if self._driver else None
 
-    def _ping_ms(self, driver: Driver) -> float:
+    def ping_ms(self) -> float:
+        """Return how long a question and its answer take; 0 for a database without a server."""
+        if self._driver is None:
+            return 0.0
         began = time.perf_counter()
-        if driver.ping(self._connection.connection, timeout=self._timeout) is not Liveness.ALIVE:
-            raise TimeoutError(f"The server did not answer a ping within {self._timeout:g} s.")
+        liveness = self._driver.ping(self._connection.connection, timeout=self._timeout)
+        if liveness is not Liveness.ALIVE:
+            raise _silent(self._timeout)
         return (time.perf_counter() - began) * 1000
 
     def locator(self, state: ServerState) -> Locator:

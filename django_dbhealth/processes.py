@@ -24,14 +24,12 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Set
 
-    from .vendors.server import Session
+    from .vendors.server import Endpoint, Session
 
 PROC = Path("/proc")
 ESTABLISHED = "01"  # include/net/tcp_states.h
 MAPPED = "0000000000000000FFFF0000"  # before an IPv4 address in /proc/net/tcp6
 SS_TIMEOUT = 10.0  # seconds
-
-Endpoint = str | tuple[str, int]  # a unix socket's path, or a host and a port
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

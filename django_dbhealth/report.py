@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.core.checks import ERROR
+from django.db import connections
 
+from .checks import check_database_settings
+from .conf import get_config
 from .diagnosis import classify
 from .health import Status
 
@@ -149,6 +152,11 @@ class DatabaseReport:
             "findings": [finding_dict(finding) for finding in self.findings],
             "error": asdict(self.problem) if self.problem else None,
         }
+
+
+def findings_about(alias: str, state: ServerState) -> list[CheckMessage]:
+    """Return what the checks say of the alias's settings, with what its server has said."""
+    return check_database_settings({alias: connections.settings[alias]}, get_config())
 
 
 # Its parts, for JSON

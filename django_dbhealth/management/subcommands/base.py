@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from django_dbhealth.asking import FAILURES
 from django_dbhealth.management.screen import Column
-from django_dbhealth.processes import why_unknown
-from django_dbhealth.report import holding_dict
 
 if TYPE_CHECKING:
-    from django.core.management.base import OutputWrapper
+    from collections.abc import Iterable, Sequence
 
     from django_dbhealth.asking import Target
+    from django_dbhealth.management.output import PatientOutput
     from django_dbhealth.management.screen import Screen
     from django_dbhealth.processes import Holding, Process
     from django_dbhealth.report import Problem
@@ -27,8 +24,8 @@ if TYPE_CHECKING:
 class Run:
     """One run of a subcommand. ``failures`` are the sentences for standard error at its end."""
 
-    out: OutputWrapper
-    err: OutputWrapper
+    out: PatientOutput
+    err: PatientOutput
     screen: Screen
     as_json: bool
     targets: Sequence[Target]
@@ -41,12 +38,16 @@ class Run:
     def print_json(self, value: object) -> None:
         self.out.write(json.dumps(value, indent=2))
 
-    def print_json_list(self, items: Iterable[object], indent: str) -> None:
+    def print_json_list(self, items: Iterable[object]) -> None:
         """Write the items one by one, with what a JSON array has between them."""
         separator = "\n"
         for item in items:
-            self.out.write(f"{separator}{indent}{json.dumps(item)}", ending="")
+            self.out.write(f"{separator}{json.dumps(item)}", ending="")
             separator = ",\n"
+
+    def has_reader(self) -> bool:
+        """Return whether somebody reads the output."""
+        return not self.out.is_given_up
 
 
 # What somebody types

@@ -103,11 +103,13 @@ class Wanted:
     limit: int | None
     all_users: bool
 
-    def among(self, server: Server, account: str | None) -> list[Session]:
+    def among(self, server: Server, target: Target) -> list[Session]:
         """Return them, the longest idle first."""
+        sessions = list(server.sessions())
+        account = _account(target, sessions)
         found = [
             session
-            for session in server.sessions()
+            for session in sessions
             if is_idle_over(session, self.idle_over)
             and not session.is_own
             and not session.is_replication
@@ -162,28 +164,28 @@ def _look(run: Run, ending: Ending, wanted: Wanted) -> None:
         state = server.state()
         _refuse_pooler(ending.target, state)
         locator = server.locator(state)
-        account = _account(ending.target, state)
         ending.found = [
-            (session, locator.processes_of(session)) for session in wanted.among(server, account)
+            (session, locator.processes_of(session))
+            for session in wanted.among(server, ending.target)
         ]
     if run.as_json:
         return
-    whose = "any account" if wanted.all_users or not account else f"the account {account!r}"
     number = number_of(len(ending.found), "session") if ending.found else "no session"
     run.screen.line(
-        f"{ending.target.alias}: {product_of(state)}: {number} of {whose} idle for more than "
-        f"{wanted.idle_over:g} s",
+        f"{ending.target.alias}: {product_of(state)}: {number} to terminate, idle "
+        f"for more than {wanted.idle_over:g} s",
         "bold",
     )
     if ending.found:
         run.screen.table(COLUMNS, [session_row(*each) for each in ending.found])
 
 
-def _account(target: Target, state: ServerState) -> str | None:
-    """Return the account that is asked for, which need not be the one that asks."""
+def _account(target: Target, sessions: list[Session]) -> str | None:
+    """Return the account that is asked for, as sessions name it; another one may be asking."""
+    own = next((session.user for session in sessions if session.is_own), None)
     if target.alias == target.through:
-        return state.user
-    return str(connections.settings[target.alias]["USER"]) or state.user
+        return own
+    return str(connections.settings[target.alias]["USER"]) or own
 
 
 def _is_confirmed(run: Run, ending: Ending) -> bool:
@@ -202,9 +204,8 @@ def _is_confirmed(run: Run, ending: Ending) -> bool:
 def _look_again_and_end(ending: Ending, wanted: Wanted) -> None:
     """End those that are still there and still idle: the answer may have taken a while."""
     with ending.target.asked() as server:
-        account = _account(ending.target, server.state())
         again = Wanted(idle_over=wanted.idle_over, limit=None, all_users=wanted.all_users)
-        idle = {session.id for session in again.among(server, account)}
+        idle = {session.id for session in again.among(server, ending.target)}
         for session, _ in ending.found:
             if session.id in idle:
                 is_ended = server.terminate(session.id)

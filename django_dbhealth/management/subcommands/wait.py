@@ -31,6 +31,7 @@ Exit status: 0 they answer, 1 one did not in time or refused the account, 2 wron
 """
 TIMEOUT = 60.0  # seconds
 PAUSE = 0.25  # seconds
+LEAST = 1.0  # seconds that a try may take, also where less is left
 WORTH_WAITING = (Kind.UNREACHABLE, Kind.NO_FREE_SLOT, Kind.LOST)
 
 
@@ -75,17 +76,16 @@ def _wait(run: Run, target: Target, deadline: float) -> Problem | None:
     has_told = False
     while True:
         try:
-            with target.asked(at_most=max(0.0, deadline - time.monotonic())) as server:
-                server.round_trip_ms()
+            with target.asked(timeout=max(LEAST, deadline - time.monotonic())) as server:
+                server.ping_ms()
                 return None
         except FAILURES as error:
             left = deadline - time.monotonic()
             if left <= 0 or not _is_worth_waiting(error, target):
                 return target.problem(error)
             if not has_told:
-                run.err.write(
-                    f"Waiting for {target.alias!r}, for up to {left:.0f} s: {target.problem(error).message}"
-                )
+                reason = target.problem(error).message
+                run.err.write(f"Waiting for {target.alias!r}, for up to {left:.0f} s: {reason}")
                 has_told = True
         time.sleep(min(PAUSE, left))
 

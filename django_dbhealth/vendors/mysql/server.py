@@ -79,6 +79,7 @@ def server_state(connection: DatabaseWrapper, driver: Driver | None) -> ServerSt
         user=account.name,
         is_read_only=any(variables.get(name, "OFF") not in NO for name in READ_ONLY),
         proxy=relay.words,
+        client_address=account.address,
         is_pooled=relay.is_pooled,
         timeouts=_timeouts(variables),
         idle_timeout=None if relay.is_pooled else "wait_timeout",
