@@ -25,7 +25,9 @@ class DbHealthConfig(AppConfig):
         from .boundaries import note_opened_connections
         from .checks import register_checks
         from .handler import install_guard
+        from .live_checks import register_live_checks
 
         install_guard()
         note_opened_connections()
         register_checks()
+        register_live_checks()

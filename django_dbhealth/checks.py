@@ -69,7 +69,7 @@ def _find_mistakes(databases: object, config: Config) -> list[CheckMessage]:
     found = [_config_problem(problem) for problem in config.problems]
     return found + [
         message
-        for database in _databases(databases, config)
+        for database in databases_in(databases, config)
         for check in MISTAKES
         for message in check(database)
     ]
@@ -78,7 +78,7 @@ def _find_mistakes(databases: object, config: Config) -> list[CheckMessage]:
 def _find_risks(databases: object, config: Config) -> list[CheckMessage]:
     return [
         message
-        for database in _databases(databases, config)
+        for database in databases_in(databases, config)
         for check in RISKS
         for message in check(database)
     ]
@@ -119,7 +119,7 @@ class Database:
         return options if isinstance(options, Mapping) else {}  # True: psycopg_pool's defaults
 
 
-def _databases(databases: object, config: Config) -> Iterator[Database]:
+def databases_in(databases: object, config: Config) -> Iterator[Database]:
     """Yield the entries that Django could connect to. What is none is Django's to complain of."""
     if not isinstance(databases, Mapping):
         return
@@ -262,24 +262,33 @@ def _check_guard(config: Config) -> Iterator[CheckMessage]:
 
 def _check_idle_max_age(database: Database) -> Iterator[CheckMessage]:
     limit = _idle_limit(database)
-    if limit is None or database.has_pool or database.health_checks:
-        return
+    if limit is not None and max_age_outlives(database, limit.seconds):
+        build = max_age_over_own_timeout if limit.from_options else max_age_over_idle_timeout
+        yield build(database, limit)
+
+
+def max_age_outlives(database: Database, idle_timeout: float) -> bool:
+    """Return whether a request may be given a connection that was dropped meanwhile."""
+    if database.has_pool or database.health_checks:
+        return False
     max_age = math.inf if database.max_age is None else _seconds_in(database.max_age)
-    if max_age is None or _odd_effect(database.max_age, max_age) or max_age < limit.seconds:
-        return
-    build = max_age_over_own_timeout if limit.from_options else max_age_over_idle_timeout
-    yield build(database, limit)
+    if max_age is None or _odd_effect(database.max_age, max_age):
+        return False
+    return max_age >= idle_timeout
 
 
 def _check_idle_pool(database: Database) -> Iterator[CheckMessage]:
     limit = _idle_limit(database)
-    if limit is None or not database.has_pool:
-        return
-    # Since Django 6.1 a pool may bring its own check.
-    if database.health_checks or database.pool_options.get("check"):
-        return
-    if database.vendor.pooled_idle_time(database.pool_options) >= limit.seconds:
+    if limit is not None and pool_outlives(database, limit.seconds):
         yield pool_over_idle_timeout(database, limit)
+
+
+def pool_outlives(database: Database, idle_timeout: float) -> bool:
+    """Return whether the pool may hand out a connection that was dropped meanwhile."""
+    # Since Django 6.1 a pool may bring its own check.
+    if not database.has_pool or database.health_checks or database.pool_options.get("check"):
+        return False
+    return database.vendor.pooled_idle_time(database.pool_options) >= idle_timeout
 
 
 Check = Callable[[Database], Iterable[CheckMessage]]
@@ -302,7 +311,7 @@ RISKS: tuple[Check, ...] = (
 
 
 def max_age_is_no_number(database: Database) -> Error:
-    return _error(
+    return error(
         "E001",
         f"Your CONN_MAX_AGE of database {database.alias!r} is {described(database.max_age)}: "
         "Django adds it to a number of seconds, so that every attempt to connect fails.",
@@ -313,7 +322,7 @@ def max_age_is_no_number(database: Database) -> Error:
 
 
 def lost_in_options(database: Database, option: str) -> Error:
-    return _error(
+    return error(
         "E002",
         f"{option} stands in OPTIONS of database {database.alias!r}: Django does not look for it "
         "there but hands it to the driver, which refuses it, so that nothing can connect.",
@@ -323,7 +332,7 @@ def lost_in_options(database: Database, option: str) -> Error:
 
 
 def pool_with_max_age(database: Database) -> Error:
-    return _error(
+    return error(
         "E003",
         f"Database {database.alias!r} has a pool in OPTIONS and a CONN_MAX_AGE of "
         f"{described(database.max_age)}: Django allows only one of the two, so that every "
@@ -333,7 +342,7 @@ def pool_with_max_age(database: Database) -> Error:
 
 
 def config_is_no_dict(problem: NotADict) -> Error:
-    return _error(
+    return error(
         "E004",
         f"DBHEALTH is {problem.value}, so it is ignored and all defaults hold.",
         'Write a dict, such as DBHEALTH = {"SERVER_IDLE_TIMEOUT": 300}.',
@@ -341,7 +350,7 @@ def config_is_no_dict(problem: NotADict) -> Error:
 
 
 def config_value_is_bad(problem: BadValue) -> Error:
-    return _error(
+    return error(
         "E005",
         f"{problem.name} is {problem.value}, so it is ignored and {problem.used} holds.",
         f"Write {problem.accepted}.",
@@ -349,7 +358,7 @@ def config_value_is_bad(problem: BadValue) -> Error:
 
 
 def max_age_is_odd(database: Database, effect: str) -> Warning:
-    return _warning(
+    return warning(
         "W001",
         f"Your CONN_MAX_AGE of database {database.alias!r} is {described(database.max_age)}, "
         f"{effect}.",
@@ -360,7 +369,7 @@ def max_age_is_odd(database: Database, effect: str) -> Warning:
 
 def health_checks_is_a_string(database: Database) -> Warning:
     value = database.health_checks
-    return _warning(
+    return warning(
         "W002",
         f"Your CONN_HEALTH_CHECKS of database {database.alias!r} is {described(value)}, "
         f"a string that counts as {bool(value)}.",
@@ -370,9 +379,9 @@ def health_checks_is_a_string(database: Database) -> Warning:
 
 
 def max_age_over_idle_timeout(database: Database, limit: IdleLimit) -> Warning:
-    return _warning(
+    return warning(
         "W003",
-        f"Your CONN_MAX_AGE of database {database.alias!r} is {_age(database)}, but a connection "
+        f"Your CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but a connection "
         f"that was idle for {limit.seconds:.15g} seconds is dropped by its server ({limit.source}) "
         "and CONN_HEALTH_CHECKS is off: the first request after a quiet time fails.",
         'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below '
@@ -382,10 +391,10 @@ def max_age_over_idle_timeout(database: Database, limit: IdleLimit) -> Warning:
 
 
 def max_age_over_own_timeout(database: Database, limit: IdleLimit) -> Warning:
-    return _warning(
+    return warning(
         "W004",
-        f"Your CONN_MAX_AGE of database {database.alias!r} is {_age(database)}, but its server is "
-        f"told to drop a connection that was idle for {limit.seconds:.15g} seconds "
+        f"Your CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but its server "
+        f"is told to drop a connection that was idle for {limit.seconds:.15g} seconds "
         f"({limit.source}) and CONN_HEALTH_CHECKS is off: the first request after a quiet time "
         "fails.",
         'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below '
@@ -394,7 +403,7 @@ def max_age_over_own_timeout(database: Database, limit: IdleLimit) -> Warning:
 
 
 def pool_over_idle_timeout(database: Database, limit: IdleLimit) -> Warning:
-    return _warning(
+    return warning(
         "W005",
         f"The pool of database {database.alias!r} keeps idle connections for longer than the "
         f"{limit.seconds:.15g} seconds after which they are dropped by the server "
@@ -406,7 +415,7 @@ def pool_over_idle_timeout(database: Database, limit: IdleLimit) -> Warning:
 
 
 def driver_has_a_problem(database: Database, problem: str) -> Warning:
-    return _warning(
+    return warning(
         "W006",
         f"The driver of database {database.alias!r} needs an upgrade. {problem}",
         "Upgrade the driver.",
@@ -414,7 +423,7 @@ def driver_has_a_problem(database: Database, problem: str) -> Warning:
 
 
 def server_side_cursors_through_pooler(database: Database) -> Warning:
-    return _warning(
+    return warning(
         "W007",
         f"Database {database.alias!r} is reached through a pooler that gives each transaction "
         "another session (POOLER in DBHEALTH), and DISABLE_SERVER_SIDE_CURSORS is off: "
@@ -424,7 +433,7 @@ def server_side_cursors_through_pooler(database: Database) -> Warning:
 
 
 def config_key_is_unknown(problem: UnknownKey) -> Warning:
-    return _warning(
+    return warning(
         "W008",
         f"{problem.name} is no setting of django-dbhealth, so it is ignored.",
         f"{_guess(problem.closest)}The settings are: {', '.join(problem.accepted)}.",
@@ -432,7 +441,7 @@ def config_key_is_unknown(problem: UnknownKey) -> Warning:
 
 
 def config_alias_is_unknown(problem: UnknownAlias) -> Warning:
-    return _warning(
+    return warning(
         "W009",
         f"{problem.name} is for a database that is not in DATABASES, so it is ignored.",
         f"{_guess(problem.closest)}The aliases in DATABASES are: {', '.join(problem.aliases)}.",
@@ -440,7 +449,7 @@ def config_alias_is_unknown(problem: UnknownAlias) -> Warning:
 
 
 def guard_is_off(reason: str) -> Warning:
-    return _warning(
+    return warning(
         "W010",
         "The guard of django-dbhealth stays off, so no lost connection is healed, and "
         f"boundaries may close a connection with a lock or a temporary table: {reason}",
@@ -461,7 +470,7 @@ def _config_problem(problem: Problem) -> CheckMessage:
             return config_alias_is_unknown(problem)
 
 
-def _age(database: Database) -> str:
+def age_of(database: Database) -> str:
     seconds = _seconds_in(database.max_age)
     return "None" if seconds is None else f"{seconds:.15g}"
 
@@ -470,11 +479,11 @@ def _guess(closest: str | None) -> str:
     return f"Did you mean {closest}? " if closest else ""
 
 
-def _error(number: str, message: str, advice: str) -> Error:
+def error(number: str, message: str, advice: str) -> Error:
     return Error(message, hint=_hint(number, advice), id=f"django_dbhealth.{number}")
 
 
-def _warning(number: str, message: str, advice: str) -> Warning:
+def warning(number: str, message: str, advice: str) -> Warning:
     return Warning(message, hint=_hint(number, advice), id=f"django_dbhealth.{number}")
 
 

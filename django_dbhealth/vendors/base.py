@@ -126,6 +126,10 @@ class Vendor:
         """Return for how many seconds Django's pool may keep a connection that nobody uses."""
         return math.inf
 
+    def pool_size(self, pool_options: Mapping[str, Any]) -> int:
+        """Return how many connections Django's pool may have at most in each process."""
+        return 0
+
     def forget_pools(self) -> Collection[object]:
         """Have Django make new pools in a forked child, and return its parent's.
 

@@ -79,6 +79,11 @@ class PostgreSQL(Vendor):
         except (KeyError, TypeError, ValueError):
             return math.inf
 
+    def pool_size(self, pool_options: Mapping[str, Any]) -> int:
+        minimum = pool_options.get("min_size", 4)
+        size = pool_options.get("max_size") or minimum
+        return size if isinstance(size, int) else 0  # what is none, the pool refuses
+
     def forget_pools(self) -> Collection[object]:
         backend = sys.modules.get("django.db.backends.postgresql.base")
         by_alias = backend.DatabaseWrapper._connection_pools if backend else {}
