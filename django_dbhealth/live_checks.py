@@ -9,6 +9,7 @@ from django.core import checks
 from django.core.checks import CheckMessage, Tags, Warning  # noqa: A004
 
 from .checks import (
+    MISTAKES,
     TAG,
     Database,
     age_of,
@@ -47,6 +48,15 @@ def check_servers_for_deployment(
     return [message for database in _with_server(databases) for message in _find_tight(database)]
 
 
+def find_all(database: Database, state: ServerState) -> Iterator[CheckMessage]:
+    """Yield what is wrong with a database's settings, now that its server has said something."""
+    for check in MISTAKES:
+        yield from check(database)
+    for check_against in MISFITS:
+        yield from check_against(database, state)
+    yield from _find_tight_limits(database, state)
+
+
 def _with_server(aliases: Iterable[str] | None) -> list[Database]:
     """Return those of the databases that a server can be asked about, without asking it.
 
@@ -73,6 +83,10 @@ def _find_tight(database: Database) -> Iterator[CheckMessage]:
     state = _ask(database)
     if isinstance(state, CheckMessage):
         return  # check_servers() says so
+    yield from _find_tight_limits(database, state)
+
+
+def _find_tight_limits(database: Database, state: ServerState) -> Iterator[CheckMessage]:
     for limit in state.limits:
         if _is_tight(limit):
             yield limit_is_nearly_reached(database, limit)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Set
+    from collections.abc import Collection, Iterable, Iterator
 
     from .vendors.server import Endpoint, Session
 
@@ -180,7 +180,7 @@ def key_of(host: str, port: int) -> str:
 def _holders() -> dict[str, list[int]]:
     """Return which processes hold each socket, the oldest process first."""
     found: defaultdict[str, list[int]] = defaultdict(list)
-    for pid in sorted(int(name) for name in os.listdir(PROC) if name.isdigit()):
+    for pid in sorted(int(each.name) for each in PROC.iterdir() if each.name.isdigit()):
         for inode in _sockets_of(pid):
             found[inode].append(pid)
     return found
@@ -192,7 +192,7 @@ def _sockets_of(pid: int) -> Iterator[str]:
     except OSError:  # another user's, or gone
         return
     try:
-        for number in os.listdir(folder):
+        for number in os.listdir(folder):  # noqa: PTH208 (of a descriptor)
             with suppress(OSError):
                 target = os.readlink(number, dir_fd=folder)
                 if target.startswith("socket:["):
@@ -340,7 +340,7 @@ class Locator:
         }
         return remotes.pop() if len(remotes) == 1 else None
 
-    def _pids_of_far_end(self, near: TCPSocket) -> Set[int]:
+    def _pids_of_far_end(self, near: TCPSocket) -> set[int]:
         far = self._sockets.far_end(near)
         return set(self._sockets.pids(far.inode)) if far else set()
 
@@ -378,5 +378,3 @@ def _clients_of(endpoint: Endpoint, sockets: Sockets) -> Iterator[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for address in {key_of(*info[4][:2]) for info in found}:
             yield from (each.inode for each in sockets.to(address))
-
-

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from django.core.checks import ERROR
 from django.db import connections
 
-from .checks import check_database_settings
+from .checks import databases_in
 from .conf import get_config
 from .diagnosis import classify
 from .health import Status
+from .live_checks import find_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -156,7 +157,8 @@ class DatabaseReport:
 
 def findings_about(alias: str, state: ServerState) -> list[CheckMessage]:
     """Return what the checks say of the alias's settings, with what its server has said."""
-    return check_database_settings({alias: connections.settings[alias]}, get_config())
+    databases = databases_in({alias: connections.settings[alias]}, get_config())
+    return [finding for database in databases for finding in find_all(database, state)]
 
 
 # Its parts, for JSON

@@ -71,7 +71,9 @@ class Screen:
 
     def clear(self) -> None:
         """Begin a new page: on a terminal the old one goes, elsewhere it stays above."""
-        self._output.write("\x1b[2J\x1b[H" if self._width else "", ending="" if self._width else "\n")
+        self._output.write(
+            "\x1b[2J\x1b[H" if self._width else "", ending="" if self._width else "\n"
+        )
 
     def _write(self, text: str) -> None:
         encoding = getattr(self._output, "encoding", None) or "utf-8"
@@ -104,9 +106,7 @@ NARROWEST = 8  # of a flexible column
 CUT = "..."
 
 
-def fitted(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
-) -> list[list[str]]:
+def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:
     """Return the rows with the cells of flexible columns cut so that the table fits."""
     needed = [
         max(map(len, (column.name, *cells)))
@@ -145,10 +145,12 @@ def aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
     lines = [[column.name for column in columns], *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join(
-        (" " * GAP).join(
+        (" " * GAP)
+        .join(
             cell.rjust(width) if column.is_number else cell.ljust(width)
             for column, cell, width in zip(columns, line, widths, strict=True)
-        ).rstrip()
+        )
+        .rstrip()
         for line in lines
     )
 

@@ -120,7 +120,9 @@ class Command(BaseCommand):
 
 
 def add_format(parser: ArgumentParser, default: str = "text") -> None:
-    parser.add_argument("--format", choices=("text", "json"), default=default, help="(default: text)")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default=default, help="(default: text)"
+    )
 
 
 def add_targets(parser: ArgumentParser, *, is_again: bool = False) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from django_dbhealth.asking import Server, Target
-    from django_dbhealth.processes import Locator, Process
+    from django_dbhealth.processes import Process
     from django_dbhealth.report import Problem
     from django_dbhealth.vendors.server import ServerState, Session
 

@@ -134,7 +134,12 @@ def _print_server(run: Run, report: DatabaseReport, state: ServerState) -> None:
         screen.table(
             IN_USE,
             [
-                [user or "-", host or "-", f"{group.sessions}", duration(group.longest_idle_seconds)]
+                [
+                    user or "-",
+                    host or "-",
+                    f"{group.sessions}",
+                    duration(group.longest_idle_seconds),
+                ]
                 for group in report.in_use
                 for user, host in [group.value]
             ],
@@ -149,7 +154,10 @@ def _print_server(run: Run, report: DatabaseReport, state: ServerState) -> None:
 
 def _timeout_rows(state: ServerState) -> list[list[str]]:
     return [
-        [f"{name} *" if name == state.idle_timeout else name, "none" if value is None else f"{value:g}"]
+        [
+            f"{name} *" if name == state.idle_timeout else name,
+            "none" if value is None else f"{value:g}",
+        ]
         for name, value in state.timeouts.items()
     ]
 

@@ -51,7 +51,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="those that have been idle for longer",
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="at most so many, longest idle first")
+    parser.add_argument(
+        "--limit", type=count, metavar="N", help="at most so many, longest idle first"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say which they are")
     parser.add_argument("--all-users", action="store_true", help="other accounts' sessions too")
     parser.add_argument(

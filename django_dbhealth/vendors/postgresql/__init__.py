@@ -60,7 +60,7 @@ class PostgreSQL(Vendor):
         options = settings["OPTIONS"]
         if "service" in options:
             return ()
-        port = int(options.get("port") or settings["PORT"] or os.environ.get("PGPORT", 5432))
+        port = int(options.get("port") or settings["PORT"] or os.environ.get("PGPORT", "5432"))
         host = options.get("hostaddr") or options.get("host") or settings["HOST"]
         host = host or os.environ.get("PGHOST", "")
         if host and not host.startswith("/"):
