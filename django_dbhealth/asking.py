@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
@@ -150,7 +150,7 @@ class Server:
         self._own = own_end(descriptor) if descriptor is not None else OwnEnd()
         self._bound = Bound(descriptor, self._timeout)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self._bound.start()
         return self
 
