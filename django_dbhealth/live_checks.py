@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Tags, Warning  # noqa: A004
+from django.db import connections
 
 from .checks import (
     MISTAKES,
@@ -65,7 +65,7 @@ def _with_server(aliases: Iterable[str] | None) -> list[Database]:
     wanted = set(aliases or ())
     return [
         database
-        for database in databases_in(settings.DATABASES, get_config())
+        for database in databases_in(connections.settings, get_config())
         if database.alias in wanted and database.vendor.drivers
     ]
 
@@ -148,11 +148,16 @@ MISFITS: tuple[Callable[[Database, ServerState], Iterable[CheckMessage]], ...] =
 
 
 def _is_tight(limit: Limit) -> bool:
-    """Return whether at most a fifth of the connections is left, or one. Ours is closed again."""
-    if limit.maximum is None or limit.used is None:
+    """Return whether at most a fifth of the connections is left, or a single one."""
+    used = _used_by_others(limit)
+    if limit.maximum is None or not used:
         return False
-    used = limit.used - 1
-    return used > 0 and limit.maximum - used <= max(1, limit.maximum / 5)
+    return limit.maximum - used <= max(1, limit.maximum / 5)
+
+
+def _used_by_others(limit: Limit) -> int:
+    """Return how many connections are open but for our own, which is closed again."""
+    return 0 if limit.used is None else limit.used - 1
 
 
 # The messages
@@ -161,12 +166,13 @@ def _is_tight(limit: Limit) -> bool:
 def server_cannot_be_asked(database: Database, error: Exception) -> Warning:
     fault = classify(error)
     if isinstance(error, TimeoutError):
-        reason = f"it gave no answer within {database.config.ping_timeout:g} seconds (PING_TIMEOUT)"
+        seconds = database.config.ping_timeout
+        reason = f"it gave no answer within {seconds:g} seconds (PING_TIMEOUT)."
         advice = "See whether the server runs, and whether something on the way drops packets."
     elif fault is not None:
         reason, advice = f"{fault.title}. {fault.meaning}", fault.advice
     else:
-        reason = type(error).__name__
+        reason = f"{type(error).__name__}."
         advice = "See what the database says when it is used: python manage.py dbshell."
     return warning(
         "W101",
@@ -227,7 +233,7 @@ def pool_over_limit(database: Database, limit: Limit, size: int) -> Warning:
 def limit_is_nearly_reached(database: Database, limit: Limit) -> Warning:
     return warning(
         "W106",
-        f"Of database {database.alias!r} {_allowed(limit)}, and {(limit.used or 1) - 1} are open.",
+        f"Of database {database.alias!r} {_allowed(limit)}, and {_used_by_others(limit)} are open.",
         "See who holds them with python manage.py dbhealth connections, and close what nobody "
         "uses, or have the limit raised.",
     )

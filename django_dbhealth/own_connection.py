@@ -6,7 +6,6 @@ import math
 import threading
 from concurrent.futures import Future
 from contextlib import closing, nullcontext
-from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from django.db import connections
@@ -52,7 +51,7 @@ def ask_apart(alias: str, question: Callable[[BaseDatabaseWrapper], Answer]) -> 
 
     def run() -> None:
         try:
-            answer.set_result(_ask(own_connection(alias), question, monotonic() + timeout))
+            answer.set_result(_ask(own_connection(alias), question, timeout))
         except BaseException as error:  # noqa: BLE001 (raised where the answer is waited for)
             answer.set_exception(error)
 
@@ -64,16 +63,16 @@ def ask_apart(alias: str, question: Callable[[BaseDatabaseWrapper], Answer]) -> 
 def _ask(
     connection: BaseDatabaseWrapper,
     question: Callable[[BaseDatabaseWrapper], Answer],
-    deadline: float,
+    timeout: float,
 ) -> Answer:
     with closing(connection):
         connection.ensure_connection()
-        with _bounded(connection, max(0.0, deadline - monotonic())):
+        # psycopg would wait for a frozen server for ever. By then nobody waits for the answer.
+        with _hung_up_after(2 * timeout, connection):
             return question(connection)
 
 
-def _bounded(connection: BaseDatabaseWrapper, seconds: float) -> AbstractContextManager[None]:
-    """Hang up if the block takes longer. psycopg would wait for a frozen server for ever."""
+def _hung_up_after(timeout: float, connection: BaseDatabaseWrapper) -> AbstractContextManager[None]:
     driver = driver_of(connection)
     descriptor = driver.descriptor(connection.connection) if driver else None
-    return nullcontext() if descriptor is None else hung_up_after(seconds, descriptor)
+    return nullcontext() if descriptor is None else hung_up_after(timeout, descriptor)

@@ -41,6 +41,11 @@ from django_dbhealth.checks import (
     register_checks,
 )
 from django_dbhealth.conf import KINDS, Config
+from django_dbhealth.live_checks import (
+    check_servers,
+    check_servers_for_deployment,
+    register_live_checks,
+)
 from tests.test_conf import JSON
 
 if TYPE_CHECKING:
@@ -778,12 +783,13 @@ def test_guard_is_on() -> None:
 
 def test_registering_twice() -> None:
     """Each check is registered once, the advice only for --deploy."""
-    register_checks()
-    register_checks()
+    for _ in range(2):
+        register_checks()
+        register_live_checks()
     normal = [each for each in registry.registered_checks if TAG in getattr(each, "tags", ())]
     deploy = [each for each in registry.deployment_checks if TAG in getattr(each, "tags", ())]
-    assert normal == [check_settings]
-    assert deploy == [check_settings_for_deployment]
+    assert normal == [check_settings, check_servers]
+    assert deploy == [check_settings_for_deployment, check_servers_for_deployment]
     assert check_settings.tags == check_settings_for_deployment.tags == ("dbhealth",)  # type: ignore[attr-defined]
 
 
@@ -883,6 +889,7 @@ CONFIG = """{
 }"""
 MISTAKES = ["E001", "E002", "E003", "E005", "W001", "W002", "W007", "W008", "W009"]
 RISKS = ["W003", "W004", "W005"]
+LIVE = ["W101", "W102", "W103", "W104", "W105", "W106"]  # see test_live_checks.py
 
 
 @pytest.fixture
@@ -918,7 +925,6 @@ def ids_in(process: subprocess.CompletedProcess[str]) -> list[str]:
         (["--deploy"], MISTAKES + RISKS),
         (["--deploy", "--tag", "dbhealth"], MISTAKES + RISKS),
         (["--database", "default"], MISTAKES),
-        (["--tag", "dbhealth", "--database", "e001", "--database", "w003"], MISTAKES),
     ],
 )
 def test_check(
@@ -999,13 +1005,14 @@ assert not settings.configured
 
 
 def ids_in_the_code() -> list[str]:
-    source = (ROOT / "django_dbhealth" / "checks.py").read_text()
-    return re.findall(r'_(?:error|warning)\(\s*"([EW]\d+)"', source)
+    modules = [ROOT / "django_dbhealth" / name for name in ("checks.py", "live_checks.py")]
+    source = "".join(module.read_text() for module in modules)
+    return re.findall(r'\b(?:error|warning)\(\s*"([EW]\d+)"', source)
 
 
 def test_ids_are_unique() -> None:
     """No two messages share an id, and an id's letter is its level."""
-    assert len(ids_in_the_code()) == len(set(ids_in_the_code())) == 15
+    assert len(ids_in_the_code()) == len(set(ids_in_the_code())) == 21
 
 
 def test_each_id_has_a_heading() -> None:
@@ -1019,7 +1026,13 @@ def test_each_id_has_a_heading() -> None:
     assert text.count("### ") == len(expected)
     rows = re.findall(r"^\| \[(\w+)\]\(#django-dbhealth-(\w+)\) \| `(.+?)` \|", text, re.MULTILINE)
     assert [row[0] for row in rows] == [row[1].upper() for row in rows] == expected
-    assert [row[0] for row in rows if row[2] == "check --deploy"] == RISKS
+    by_command = {command: [row[0] for row in rows if row[2] == command] for _, _, command in rows}
+    assert by_command.pop("check") == [each for each in expected if each not in (*RISKS, *LIVE)]
+    assert by_command == {
+        "check --deploy": RISKS,
+        "check --database": LIVE[:-1],
+        "check --deploy --database": LIVE[-1:],
+    }
 
 
 def test_each_setting_has_a_heading() -> None:

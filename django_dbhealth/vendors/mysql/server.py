@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import OperationalError
-
 from django_dbhealth.vendors.relays import relay_between
 from django_dbhealth.vendors.server import Limit, ServerState, Session
 
@@ -209,7 +207,7 @@ def _session_rows(connection: DatabaseWrapper, cursor: CursorWrapper) -> Iterabl
         return cursor
     try:
         cursor.execute(_sessions_query(connection, performance_schema, "session_connect_attrs"))
-    except OperationalError as error:
+    except Exception as error:
         if code_of(error) != SELECT_DENIED:
             raise
         # What this table has, its own account's, everybody may see.
@@ -251,7 +249,7 @@ def terminate(connection: DatabaseWrapper, session_id: int) -> bool:
     with connection.cursor() as cursor:
         try:
             cursor.execute("KILL CONNECTION %s", [session_id])
-        except OperationalError as error:
+        except Exception as error:
             if code_of(error) != NO_SUCH_THREAD:
                 raise
             return False
