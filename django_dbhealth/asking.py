@@ -23,7 +23,7 @@ from .liveness import Liveness
 from .own_connection import own_connection
 from .processes import Locator, OwnEnd, Sockets, own_end, sockets_to
 from .report import Problem, problem_of
-from .vendors import driver_of, vendor_named
+from .vendors import driver_of, vendor_for_engine, vendor_named
 from .vendors.base import Vendor, hang_up
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def vendor(self) -> Vendor:
-        return vendor_named(connections[self.alias].vendor) or Vendor()
+        return vendor_of_alias(self.alias)
 
     @contextmanager
     def asked(self, *, timeout: float = math.inf) -> Iterator[Server]:
@@ -109,6 +109,11 @@ class Target:
         )
 
 
+def vendor_of_alias(alias: str) -> Vendor:
+    """Return what is known of a database, also of one whose driver cannot be imported."""
+    return vendor_for_engine(connections.settings[alias]["ENGINE"]) or Vendor()
+
+
 def opened(alias: str, timeout: float) -> BaseDatabaseWrapper:
     """Return a connection of our own, opened within ``timeout`` seconds.
 
@@ -118,10 +123,13 @@ def opened(alias: str, timeout: float) -> BaseDatabaseWrapper:
     connection = own_connection(alias)
     connection.inc_thread_sharing()
     is_open: Future[None] = Future()
+    is_given_up = threading.Event()
 
     def run() -> None:
         try:
             connection.ensure_connection()
+            if is_given_up.is_set():
+                connection.close()
             is_open.set_result(None)
         except BaseException as error:  # noqa: BLE001 (raised where the connection is waited for)
             is_open.set_exception(error)
@@ -130,6 +138,7 @@ def opened(alias: str, timeout: float) -> BaseDatabaseWrapper:
     try:
         is_open.result(timeout)
     except TimeoutError:
+        is_given_up.set()
         raise _silent(timeout) from None
     return connection
 

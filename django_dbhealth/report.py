@@ -11,6 +11,7 @@ from django.db import connections
 from .checks import databases_in
 from .conf import get_config
 from .diagnosis import classify
+from .faults import Kind
 from .health import Status
 from .live_checks import find_all
 
@@ -47,6 +48,13 @@ def problem_of(error: BaseException, alias: str, secrets: Iterable[str]) -> Prob
     words = " ".join(str(error.args[-1] if error.args else error).split())
     for secret in secrets:
         words = words.replace(secret, "***")
+    if isinstance(error, TimeoutError):
+        return Problem(
+            kind=Kind.UNREACHABLE.value,
+            code=None,
+            message=_sentence(words),
+            advice="See whether the server runs, and whether something on the way drops packets.",
+        )
     if fault is None:
         name = type(error).__name__
         return Problem(kind=None, code=None, message=f"{name}: {words}", advice="")

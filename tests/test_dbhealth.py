@@ -684,7 +684,7 @@ def test_wait_for_a_server_that_hangs(new_server: Any, new_alias: Any) -> None:
     [
         (["report", "--database", "defualt"], "Did you mean 'default'?"),
         (["report", "--using-alias", "nowhere"], "'nowhere'"),
-        (["connections", "--database", "default", "--using-alias", "sqlite"], "same server"),
+        (["connections", "--database", "default", "--using-alias", "sqlite"], "different kinds"),
         (["terminate", "--idle-over", "-5"], "0 or more"),
         (["terminate", "--idle-over", "soon"], "0 or more"),
         (["terminate", "--idle-over", "nan"], "0 or more"),
@@ -701,6 +701,17 @@ def test_wrong_usage(arguments: Sequence[str], words: str, capsys: Any) -> None:
     assert result.status == 2
     assert result.out == ""
     assert words in result.err + capsys.readouterr().err
+
+
+def test_settings_that_do_not_work(new_alias: Any, mariadb: Server) -> None:
+    """A driver that is not there, an option that it does not take: a sentence and 1."""
+    new_alias(mariadb.django(ENGINE="no.such.engine"), "engine")
+    new_alias(mariadb.django(OPTIONS={"nonsense": 1}), "option")
+    for alias, words in (("engine", "no.such.engine"), ("option", "nonsense")):
+        for subcommand in ("report", "connections", "wait"):
+            result = dbhealth(subcommand, "--database", alias)
+            assert result.status == 1
+            assert words in result.err
 
 
 @pytest.mark.parametrize("subcommand", ["report", "connections"])

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS
 
-from django_dbhealth.asking import Target
+from django_dbhealth.asking import Target, vendor_of_alias
 from django_dbhealth.conf import closest
 from django_dbhealth.health import aliases
 from django_dbhealth.management.output import PatientOutput
@@ -180,10 +180,10 @@ def _check_alias(alias: str, known: list[str]) -> None:
 
 
 def _check_same_vendor(target: Target) -> None:
-    names = [connections[alias].display_name for alias in (target.alias, target.through)]
-    if names[0] != names[1]:
+    through, asked = vendor_of_alias(target.through), target.vendor
+    if through is not asked and target.through != target.alias:
         raise CommandError(
-            f"--using-alias {target.through} is {names[1]}, {target.alias!r} is {names[0]}: they "
-            "are not on the same server.",
+            f"{target.through!r} and {target.alias!r} are on different kinds of servers, so the "
+            "one cannot be asked through the other.",
             returncode=2,
         )
