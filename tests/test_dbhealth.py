@@ -182,7 +182,8 @@ def test_whose_connection_it_is(kind: str, transport: Any, new_server: Any, new_
     with holding(server.url(transport=transport), 2, 2, 1) as holders:
         result = ask("connections")
         assert (result.status, result.err) == (0, "")
-        sessions = {each["id"]: each for each in result.database["sessions"]}
+        found = result.database["sessions"]
+        sessions = {each["id"]: each for each in found if each["user"] == USER}
         own = [each for each in sessions.values() if each["is_own"]]
         assert [each["processes"][0]["pid"] for each in own] == [os.getpid()]
         for holder in holders:
@@ -201,7 +202,7 @@ def test_asked_over_another_transport(transport: Any, new_server: Any, new_alias
     other = {"tcp": "socket", "socket": "tcp"}[transport]
     for kind in KINDS:
         server = new_server(kind)
-        alias = new_alias(server.django(transport=other), kind)
+        alias = new_alias(server.django(transport=other), f"the {kind}")
         with holding(server.url(transport=transport), 1) as [holder]:
             sessions = {
                 each["id"]: each for each in ask("connections", alias=alias).database["sessions"]
@@ -283,7 +284,7 @@ def test_account_without_rights(new_server: Any, new_alias: Any) -> None:
     """It sees its own sessions, and is told that there may be others."""
     for kind, right in (("mariadb", "PROCESS"), ("postgresql", "pg_read_all_stats")):
         server = new_server(kind)
-        alias = new_alias(server.django(transport="tcp"), kind)
+        alias = new_alias(server.django(transport="tcp"), f"the {kind}")
         result = ask("connections", alias=alias)
         assert result.status == 0
         assert any(right in each for each in result.database["unseen"])
@@ -667,7 +668,7 @@ def test_wait_for_a_server_that_hangs(new_server: Any, new_alias: Any) -> None:
     """A server that accepts and says nothing does not answer."""
     for kind in KINDS:
         server = new_server(kind)
-        alias = new_alias(server.django(transport="tcp"), kind)
+        alias = new_alias(server.django(transport="tcp"), f"the {kind}")
         server.freeze()
         result = ask("wait", "--timeout", "1.5", alias=alias)
         server.thaw()
@@ -703,11 +704,14 @@ def test_wrong_usage(arguments: Sequence[str], words: str, capsys: Any) -> None:
     assert words in result.err + capsys.readouterr().err
 
 
-def test_settings_that_do_not_work(new_alias: Any, mariadb: Server) -> None:
+def test_settings_that_do_not_work(
+    new_alias: Any, mariadb: Server, request: pytest.FixtureRequest
+) -> None:
     """A driver that is not there, an option that it does not take: a sentence and 1."""
-    new_alias(mariadb.django(ENGINE="no.such.engine"), "engine")
+    connections.settings["engine"] = {**connections.settings["default"], "ENGINE": "no.such"}
+    request.addfinalizer(lambda: connections.settings.pop("engine"))
     new_alias(mariadb.django(OPTIONS={"nonsense": 1}), "option")
-    for alias, words in (("engine", "no.such.engine"), ("option", "nonsense")):
+    for alias, words in (("engine", "no.such"), ("option", "nonsense")):
         for subcommand in ("report", "connections", "wait"):
             result = dbhealth(subcommand, "--database", alias)
             assert result.status == 1
@@ -833,17 +837,25 @@ def test_without_a_project(mariadb: Server, plain: dict[str, str]) -> None:
     assert run_module("wait", env=settings).returncode == 0
 
 
+def test_settings_that_cannot_be_imported(plain: dict[str, str]) -> None:
+    result = run_module(env={**plain, "DJANGO_SETTINGS_MODULE": "no.such.module"})
+    assert result.returncode == 2
+    assert result.stderr.startswith("The settings cannot be used. ")
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
         (None, "No database is named."),
-        ("nonsense://u:secret@h/x", "DATABASE_URL is no URL"),
-        ("mysql://u:secret@127.0.0.1:9/x", "cannot be asked"),
+        ("nonsense", "DATABASE_URL is no URL"),
+        ("mysql://u:sec/secret@h/x", "DATABASE_URL is no URL"),
+        ("nonsense://u:secret@h/x", "isn't an available database backend"),
+        ("mysql://u:secret@127.0.0.1:9/x", "2002 CR_CONNECTION_ERROR"),
     ],
 )
 def test_without_a_database(url: str | None, words: str, plain: dict[str, str]) -> None:
     result = run_module(env={**plain, **({"DATABASE_URL": url} if url else {})})
-    assert result.returncode == (1 if words == "cannot be asked" else 2)
+    assert result.returncode == (1 if url and "u:secret@" in url and "://" in url else 2)
     assert words in result.stderr
     assert "secret" not in result.stderr
     assert "Traceback" not in result.stderr

@@ -14,7 +14,15 @@ from django_dbhealth.conf import config_for
 from django_dbhealth.report import session_dict
 
 from .base import count, seconds
-from .connections import COLUMNS, is_idle_over, number_of, print_problem, product_of, session_row
+from .connections import (
+    COLUMNS,
+    is_idle_over,
+    number_of,
+    print_problem,
+    print_unseen,
+    product_of,
+    session_row,
+)
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -178,6 +186,7 @@ def _look(run: Run, ending: Ending, wanted: Wanted) -> None:
         f"for more than {wanted.idle_over:g} s",
         "bold",
     )
+    print_unseen(run, state.unseen)
     if ending.found:
         run.screen.table(COLUMNS, [session_row(*each) for each in ending.found])
 
