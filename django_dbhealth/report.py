@@ -134,7 +134,7 @@ class DatabaseReport:
     def verdict(self) -> str:
         """One sentence."""
         if self.problem:
-            return f"Unhealthy: {self.problem}"
+            return f"Unhealthy: {self.problem.message}"
         reasons = []
         if self.server and self.server.is_read_only:
             reasons.append("it is read-only")

@@ -33,7 +33,7 @@ IMAGES = ROOT / "docs/images"
 # Programs of a shop, as their command lines read, and how many connections each holds.
 PROGRAMS = (
     (["python", "manage.py", "sync_forever", "--interval", "60"], 1),
-    (["gunicorn: worker [shop.wsgi]"], 3),
+    (["python", "bot.py"], 3),
     (["python", "manage.py", "refresh_prices"], 2),
 )
 HOLD = "import sys; from tests import holder; import django; django.setup(); holder.main({})"
@@ -44,7 +44,7 @@ def environment(server: Server) -> dict[str, str]:
         **os.environ,
         "DATABASE_URL": server.url("shop", transport="tcp"),
         "DJANGO_SETTINGS_MODULE": "example_project.settings",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(sys.path),  # the name "python" leads to no environment
         "COLORTERM": "truecolor",
         "TERM": "xterm-256color",
     }
@@ -54,9 +54,9 @@ def environment(server: Server) -> dict[str, str]:
 def program(words: list[str], count: int, server: Server) -> Iterator[int]:
     """Run a process that holds connections under the command line of a program."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "manage.py").write_text(HOLD.format(count))
+        Path(folder, words[1]).write_text(HOLD.format(count))
         process = subprocess.Popen(
-            [words[0], *(words[1:] or ["manage.py"])],
+            words,
             executable=sys.executable,
             cwd=folder,
             env=environment(server),
@@ -91,8 +91,7 @@ def made_up(text: str, pids: list[int], account: str) -> str:
     for number, pid in enumerate(pids):
         name = str(FIRST_PID + 7 * number).ljust(len(str(pid)), "0")[: len(str(pid))]
         text = re.sub(rf"\b{pid}\b", name, text)
-    text = re.sub(rf"\b{account}\b", "shop".ljust(len(account))[: max(4, len(account))], text)
-    return text.replace(" manage.py  ", "            ")
+    return re.sub(rf"\b{account}\b", "shop".ljust(len(account)), text)
 
 
 def draw(text: str, name: str, title: str) -> None:

@@ -178,7 +178,7 @@ def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Any
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False)
     for column in columns:
         table.add_column(
             column.name,

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 HELP = "the server's own list of sessions, and the local process behind each"
 DESCRIPTION = """\
-Shows the sessions that the server has, with the process of this machine that holds each, where that
-can be known. An account without the right to see others' sessions sees its own.
+Shows the sessions that the server has, with the process of this machine that
+holds each, where that can be known. An account without the right to see
+others' sessions sees its own.
 
   dbhealth connections --database default
   dbhealth connections --idle-over 60
@@ -194,7 +195,7 @@ def session_row(session: Session, processes: list[Process]) -> list[str]:
         session.state,
         duration(session.idle_seconds),
         "this command" if session.is_own else process_words(processes),
-        (session.statement or "").strip(),
+        "" if session.is_own else (session.statement or "").strip(),
     ]
 
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 HELP = "what an error means, whether its statement ran, and what to do"
 DESCRIPTION = """\
-Says what an error of MySQL, MariaDB, PostgreSQL or one of their drivers means, whether its
-statement ran, and what to do. No database is asked.
+Says what an error of MySQL, MariaDB, PostgreSQL or one of their drivers means,
+whether its statement ran, and what to do. No database is asked.
 
-The error is given by its number, its SQLSTATE, its name in the manual, or its text or a part of it:
+The error is given by its number, its SQLSTATE, its name in the manual, or its
+text or a part of it:
 
   dbhealth explain 2006
   dbhealth explain 57P05

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
 HELP = "each server, its limits and timeouts, who uses it, and a verdict (the default)"
 DESCRIPTION = """\
-Shows for each database: the server, its limits and timeouts, how many sessions it has and whose
-they are, how long a round trip takes, the settings that do not fit, and a verdict.
+Shows for each database: the server, its limits and timeouts, how many sessions
+it has and whose they are, how long a round trip takes, the settings that do
+not fit, and a verdict.
 
   dbhealth report
   dbhealth report --database default --format json
 
-Exit status: 0 healthy, also with warnings; 1 a server is unreachable or refuses the account, or the
-settings cannot work; 2 wrong usage.
+Exit status: 0 healthy, also with warnings; 1 a server is unreachable or
+refuses the account, or the settings cannot work; 2 wrong usage.
 """
 
 
@@ -148,8 +149,8 @@ def _print_server(run: Run, report: DatabaseReport, state: ServerState) -> None:
         screen.line()
         screen.line("This machine's processes with sockets to it, without this command:")
         print_holdings(screen, report.processes)
-    print_unseen(run, state.unseen)
     screen.line()
+    print_unseen(run, state.unseen)
 
 
 def _timeout_rows(state: ServerState) -> list[list[str]]:

@@ -36,18 +36,20 @@ if TYPE_CHECKING:
 
 HELP = "end sessions that have been idle for too long, from the server's side"
 DESCRIPTION = """\
-Ends the sessions that have been idle for longer than so many seconds; asks first. Only those of the
-account that is asked for, never replication's, never its own. A transaction that such a session has
-open is rolled back.
+Ends the sessions that have been idle for longer than so many seconds; asks
+first. Only those of the account that is asked for, never replication's, never
+its own. A transaction that such a session has open is rolled back.
 
   dbhealth terminate --idle-over 600 --dry-run
   dbhealth terminate --idle-over 600 --limit 5
   dbhealth terminate --idle-over 600 --no-input
 
-It refuses to work through a pooler, whose sessions are used by many clients in turn.
+It refuses to work through a pooler, whose sessions are used by many clients in
+turn.
 
-Exit status: 0 done, also if there was nothing to do; 1 a server could not be asked, or refused to
-end a session; 2 wrong usage, a pooler, or nobody to answer the question.
+Exit status: 0 done, also if there was nothing to do; 1 a server could not be
+asked, or refused to end a session; 2 wrong usage, a pooler, or nobody to
+answer the question.
 """
 
 

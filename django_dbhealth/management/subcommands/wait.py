@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 HELP = "wait until the database answers"
 DESCRIPTION = """\
-Returns as soon as each database answers. A server that is down, starts, hangs or has no free slot
-is waited for; wrong credentials, or a database that does not exist, end it at once.
+Returns as soon as each database answers. A server that is down, starts, hangs
+or has no free slot is waited for; wrong credentials, or a database that does
+not exist, end it at once.
 
   dbhealth wait --timeout 60 && ./serve
 
-Exit status: 0 they answer, 1 one did not in time or refused the account, 2 wrong usage.
+Exit status: 0 they answer, 1 one did not in time or refused the account, 2
+wrong usage.
 """
 TIMEOUT = 60.0  # seconds
 PAUSE = 0.25  # seconds
