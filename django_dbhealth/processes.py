@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .vendors.server import Endpoint, Session
 
 PROC = Path("/proc")
-ESTABLISHED = "01"  # include/net/tcp_states.h
-MAPPED = "0000000000000000FFFF0000"  # before an IPv4 address in /proc/net/tcp6
 SS_TIMEOUT = 10.0  # seconds
 
 
@@ -156,25 +154,31 @@ class Sockets:
         ]
 
 
+# Read by one expression, because there may be tens of thousands. An IPv4 address in tcp6 stands
+# after the prefix of mapped ones; 01 is ESTABLISHED (include/net/tcp_states.h).
+_MAPPED = "(?:0000000000000000FFFF0000)?"
+_TCP_LINE = re.compile(
+    rf"^ *\d+: {_MAPPED}(\S+) {_MAPPED}(\S+) 01 \S+ \S+ \S+ +\d+ +\d+ (\d+)", re.MULTILINE
+)
+
+
 def _tcp_sockets() -> Iterator[TCPSocket]:
     for name in ("tcp", "tcp6"):
-        with suppress(FileNotFoundError), (PROC / "net" / name).open() as lines:
-            next(lines)
-            for line in lines:
-                fields = line.split(maxsplit=10)
-                if fields[3] == ESTABLISHED:
-                    yield TCPSocket(_plain(fields[1]), _plain(fields[2]), fields[9])
-
-
-def _plain(address: str) -> str:
-    return address.removeprefix(MAPPED)
+        with suppress(FileNotFoundError):
+            for found in _TCP_LINE.findall((PROC / "net" / name).read_text()):
+                yield TCPSocket(*found)
 
 
 def key_of(host: str, port: int) -> str:
     """Return an IP address and a port as /proc/net/tcp writes them."""
-    packed = ipaddress.ip_address(host.partition("%")[0]).packed
-    words = struct.unpack(f"={len(packed) // 4}I", packed)
-    return _plain("".join(f"{word:08X}" for word in words) + f":{port:04X}")
+    return f"{_key_of_host(host)}:{port:04X}"
+
+
+@cache  # there are thousands of sessions, and few hosts
+def _key_of_host(host: str) -> str:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    packed = (getattr(address, "ipv4_mapped", None) or address).packed
+    return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
 
 
 def _holders() -> dict[str, list[int]]:
@@ -194,9 +198,9 @@ def _sockets_of(pid: int) -> Iterator[str]:
     try:
         for number in os.listdir(folder):  # noqa: PTH208 (of a descriptor)
             with suppress(OSError):
-                target = os.readlink(number, dir_fd=folder)
-                if target.startswith("socket:["):
-                    yield target[8:-1]
+                kind, _, inode = os.readlink(number, dir_fd=folder).partition(":[")
+                if kind == "socket":
+                    yield inode[:-1]
     finally:
         os.close(folder)
 
