@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from django.core import checks
@@ -80,7 +82,7 @@ def _find_misfits(database: Database) -> Iterator[CheckMessage]:
 
 
 def _find_tight(database: Database) -> Iterator[CheckMessage]:
-    state = _ask(database)
+    state = _answer(database)
     if isinstance(state, CheckMessage):
         return  # check_servers() says so
     yield from _find_tight_limits(database, state)
@@ -92,12 +94,28 @@ def _find_tight_limits(database: Database, state: ServerState) -> Iterator[Check
             yield limit_is_nearly_reached(database, limit)
 
 
+# Both checks of one command judge the same answer: a server that has just been asked may hold the
+# slot of that connection for a moment, and one that hangs need not be waited for twice.
+_answers: dict[str, tuple[float, ServerState | Warning]] = {}
+FRESH_FOR = 10.0  # seconds
+
+
+def _answer(database: Database) -> ServerState | Warning:
+    asked_at, answer = _answers.get(database.alias, (-math.inf, None))
+    if answer is None or monotonic() - asked_at > FRESH_FOR:
+        return _ask(database)
+    return answer
+
+
 def _ask(database: Database) -> ServerState | Warning:
     """Return what the server says, or the finding that it says nothing. Nothing is raised."""
+    answer: ServerState | Warning
     try:
-        return ask_apart(database.alias, database.vendor.server_state)
+        answer = ask_apart(database.alias, database.vendor.server_state)
     except Exception as error:  # noqa: BLE001 (whatever it is, the server cannot be asked)
-        return server_cannot_be_asked(database, error)
+        answer = server_cannot_be_asked(database, error)
+    _answers[database.alias] = monotonic(), answer
+    return answer
 
 
 # What the settings say against what the server says

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,14 +15,15 @@ from django.core import checks
 from django.core.checks import CheckMessage, Tags, Warning  # noqa: A004
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
-from django.db import Error, connections
+from django.db import Error, OperationalError, connections
 from django.test import override_settings
 
 from django_dbhealth.checks import TAG
 from django_dbhealth.live_checks import check_servers, check_servers_for_deployment
 from django_dbhealth.own_connection import ask_apart, own_connection
+from django_dbhealth.vendors.mysql import MySQL
 from tests.conftest import register, unregister
-from tests.servers import HAProxy, PgBouncer, wait_for
+from tests.servers import HAProxy, MariaDBServer, PgBouncer, PostgreSQLServer, wait_for
 from tests.servers.base import PASSWORD, USER, free_port
 
 if TYPE_CHECKING:
@@ -34,6 +36,16 @@ if TYPE_CHECKING:
 
 KINDS = ["mariadb", "postgresql"]
 TIMEOUT = {"mariadb": "wait_timeout", "postgresql": "idle_session_timeout"}
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, Server]]:
+    """A server of each kind that drops a session after 60 idle seconds."""
+    with (
+        MariaDBServer(wait_timeout=60) as mariadb,
+        PostgreSQLServer(idle_session_timeout="60s", max_connections=12) as postgresql,
+    ):
+        yield {"mariadb": mariadb, "postgresql": postgresql}
 
 
 @pytest.fixture
@@ -54,19 +66,13 @@ def check(
 
 
 def run(databases: list[str] | None, *, deploy: bool = False) -> list[CheckMessage]:
-    """Return what `check --database ...` has of the live checks."""
-    found = checks.run_checks(
-        tags=[Tags.database], databases=databases, include_deployment_checks=deploy
-    )
+    """Return what `check --tag dbhealth --database ...` has of the live checks."""
+    found = checks.run_checks(tags=[TAG], databases=databases, include_deployment_checks=deploy)
     return [each for each in found if (each.id or "").startswith("django_dbhealth.W1")]
 
 
 def short(found: list[CheckMessage]) -> list[str]:
     return [(each.id or "").removeprefix("django_dbhealth.") for each in found]
-
-
-def idle_timeout(kind: str, seconds: int) -> dict[str, Any]:
-    return {TIMEOUT[kind]: seconds if kind == "mariadb" else f"{seconds}s"}
 
 
 # When they run
@@ -78,10 +84,9 @@ def test_registered_for_databases() -> None:
         assert set(each.tags) == {Tags.database, TAG}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_with_database(kind: str, new_server: NewServer, project: Any) -> None:
+def test_only_with_database(servers: dict[str, Server], project: Any) -> None:
     """A database that was named is asked, and no other; without `--database` none is."""
-    server = new_server(kind, **idle_timeout(kind, 60))
+    server = servers["mariadb"]
     register("live", server.django(CONN_MAX_AGE=600))
     config = {"SERVER_IDLE_TIMEOUT": 60, "PING_TIMEOUT": 0.2}
     with socket.create_server(("127.0.0.1", 0)) as silent, override_settings(DBHEALTH=config):
@@ -98,23 +103,21 @@ def test_only_with_database(kind: str, new_server: NewServer, project: Any) -> N
     server.wait_for_sessions(0, USER)
 
 
-def test_migrate_goes_on(new_server: NewServer, project: Any, capsys: Any) -> None:
+def test_migrate_goes_on(servers: dict[str, Server], project: Any, capsys: Any) -> None:
     """What they find is a Warning, which does not stop `migrate`."""
-    server = new_server("mariadb", wait_timeout=60)
-    register("live", server.django(CONN_MAX_AGE=600))
+    register("live", servers["mariadb"].django(CONN_MAX_AGE=600))
     call_command("migrate", database="live", verbosity=0, skip_checks=False)
     assert "django_dbhealth.W102" in capsys.readouterr().err
-    assert server.execute("SELECT COUNT(*) > 0 FROM test.django_migrations") == [(1,)]
 
 
-def test_own_connection_is_closed(new_server: NewServer, project: Any) -> None:
-    """The program's own connection is neither used nor closed, in a transaction or out of it."""
-    server = new_server("mariadb")
+def test_own_connection_is_closed(servers: dict[str, Server], project: Any) -> None:
+    """The program's own connection is neither used nor closed."""
+    server = servers["mariadb"]
     register("live", server.django())
     with connections["live"].cursor() as cursor:
         cursor.execute("SET @mine = 1")
         handle = connections["live"].connection
-        assert check(server.django(), deploy=True) == []
+        assert short(check(server.django(), deploy=True)) == ["W104"]
         cursor.execute("SELECT @mine")
         assert cursor.fetchall() == ((1,),)
     assert connections["live"].connection is handle
@@ -134,11 +137,12 @@ def test_unreachable(mariadb: Server, project: Any) -> None:
     """A server that is not there is one Warning, whatever else is asked for."""
     database = mariadb.django(transport="tcp", PORT=str(free_port()), CONN_MAX_AGE=600)
     [found] = project(database, deploy=True)
+    fault = MySQL().fault(OperationalError(2002, ""), connecting=True)
+    assert fault is not None
     assert found == Warning(
-        "The server of database 'live' could not be asked: 2002 CR_CONNECTION_ERROR. No server "
-        "answers at HOST and PORT, or at the socket: it is down, restarts, or the address is "
-        "wrong.",
-        hint=found.hint,
+        "The server of database 'live' could not be asked: 2002 CR_CONNECTION_ERROR. "
+        f"{fault.meaning}",
+        hint=f"{fault.advice} (docs: checks.html#django-dbhealth-w101)",
         id="django_dbhealth.W101",
     )
 
@@ -157,7 +161,7 @@ def test_wrong_password(kind: str, request: pytest.FixtureRequest, project: Any)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("transport", ["socket", "tcp"])
 def test_frozen(kind: str, transport: Any, new_server: NewServer, project: Any) -> None:
-    """A server that hangs is one Warning, after PING_TIMEOUT for each of the two checks."""
+    """A server that hangs is one Warning, after PING_TIMEOUT."""
     server = new_server(kind)
     server.freeze()
     began = time.monotonic()
@@ -235,9 +239,9 @@ def test_pool_is_left_alone(new_server: NewServer, project: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_max_age_over_the_real_timeout(kind: str, new_server: NewServer, project: Any) -> None:
+def test_max_age_over_the_real_timeout(kind: str, servers: dict[str, Server], project: Any) -> None:
     """A CONN_MAX_AGE at or over what the server allows is found, one below it is not."""
-    server = new_server(kind, **idle_timeout(kind, 60))
+    server = servers[kind]
     config = {"SERVER_IDLE_TIMEOUT": 60}
     [found] = project(server.django(CONN_MAX_AGE=600), config)
     assert found == Warning(
@@ -269,9 +273,9 @@ def test_no_timeout(postgresql: Server, project: Any) -> None:
     assert project(postgresql.django(CONN_MAX_AGE=None)) == []
 
 
-def test_pool_over_the_real_timeout(new_server: NewServer, project: Any) -> None:
+def test_pool_over_the_real_timeout(servers: dict[str, Server], project: Any) -> None:
     """A pool that keeps connections for longer than the server does is found."""
-    server = new_server("postgresql", idle_session_timeout="60s")
+    server = servers["postgresql"]
     config = {"SERVER_IDLE_TIMEOUT": 60}
     [found] = project(server.django(OPTIONS={"pool": True}), config)
     assert found == Warning(
@@ -301,10 +305,10 @@ def test_pool_over_the_real_timeout(new_server: NewServer, project: Any) -> None
     ],
 )
 def test_setting_over_the_real_timeout(
-    config: dict[str, Any], source: str, new_server: NewServer, project: Any
+    config: dict[str, Any], source: str, servers: dict[str, Server], project: Any
 ) -> None:
     """What DBHEALTH believes of the server must not be more than what the server says."""
-    server = new_server("mariadb", wait_timeout=60)
+    server = servers["mariadb"]
     [found] = project(server.django(), config)
     assert found == Warning(
         f"A connection of database 'live' is believed to be kept by its server for {source}, but "
@@ -318,19 +322,18 @@ def test_setting_over_the_real_timeout(
     assert project(server.django(), {"SERVER_IDLE_TIMEOUT": 30}) == []
 
 
-def test_proxy_in_between(new_server: NewServer, project: Any) -> None:
+def test_proxy_in_between(servers: dict[str, Server], project: Any) -> None:
     """Through a proxy that hands the bytes on the session is one's own, and so is its timeout."""
-    server = new_server("mariadb", wait_timeout=60)
+    server = servers["mariadb"]
     with HAProxy(server) as proxy:
         address = {"HOST": proxy.host, "PORT": str(proxy.port)}
         database = server.django(CONN_MAX_AGE=600, **address)
         assert short(project(database, {"SERVER_IDLE_TIMEOUT": 60})) == ["W102"]
 
 
-@pytest.mark.parametrize("config", [{}, {"POOLER": "session"}])
-def test_pooler_in_between(config: Any, new_server: NewServer, project: Any) -> None:
+def test_pooler_in_between(servers: dict[str, Server], project: Any) -> None:
     """Behind a pooler the server drops the pooler's connections, not its clients'."""
-    server = new_server("postgresql", idle_session_timeout="60s")
+    server = servers["postgresql"]
     assert short(project(server.django(CONN_MAX_AGE=600))) == ["W102"]
     with PgBouncer(server, pool_mode="transaction") as bouncer:
         address = {"HOST": bouncer.host, "PORT": str(bouncer.port)}
@@ -341,11 +344,13 @@ def test_pooler_in_between(config: Any, new_server: NewServer, project: Any) -> 
 # The limits
 
 
-def test_pool_over_the_limit(new_server: NewServer, project: Any) -> None:
+def test_pool_over_the_limit(servers: dict[str, Server], project: Any) -> None:
     """A pool that may grow beyond what the account, the database or the server allows is found."""
-    server = new_server("postgresql", max_connections=12)  # 3 of them are reserved
+    server = servers["postgresql"]  # 3 of its 12 connections are reserved
+    project = partial(project, config={"SERVER_IDLE_TIMEOUT": 60})
     server.grant_limit(USER, 5)
-    [account] = project(server.django(OPTIONS={"pool": {"min_size": 1, "max_size": 6}}))
+    pool = {"pool": {"min_size": 1, "max_size": 6}}
+    [account] = project(server.django(OPTIONS=pool, CONN_HEALTH_CHECKS=True))
     assert account == Warning(
         "The pool of database 'live' may grow to 6 connections in each process, but the account "
         "may have 5 at once (CONNECTION LIMIT of the role).",
@@ -356,30 +361,38 @@ def test_pool_over_the_limit(new_server: NewServer, project: Any) -> None:
         id="django_dbhealth.W105",
     )
     server.execute("ALTER DATABASE test CONNECTION LIMIT 8")
-    both = project(server.django(OPTIONS={"pool": {"min_size": 10}}))
-    assert short(both) == ["W105"] * 3
-    assert [each.msg.split(" but ")[1] for each in both] == [
+    checked = {"CONN_HEALTH_CHECKS": True}
+    all_three = project(server.django(OPTIONS={"pool": {"min_size": 10}}, **checked))
+    assert short(all_three) == ["W105"] * 3
+    assert [each.msg.split(" but ")[1] for each in all_three] == [
         "the server may have 9 at once (max_connections, less the reserved ones).",
         "the account may have 5 at once (CONNECTION LIMIT of the role).",
         "the database may have 8 at once (CONNECTION LIMIT of the database).",
     ]
     for size in ({"min_size": 5}, True, {"max_size": "many"}, {"max_size": 5}):
-        assert project(server.django(OPTIONS={"pool": size})) == []
+        assert project(server.django(OPTIONS={"pool": size}, **checked)) == []
+    server.execute("ALTER DATABASE test CONNECTION LIMIT -1")
+    server.grant_limit(USER, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_limit_is_nearly_reached(kind: str, new_server: NewServer, project: Any) -> None:
+def test_limit_is_nearly_reached(kind: str, servers: dict[str, Server], project: Any) -> None:
     """What is left of the account's limit is advice; our own connection is not counted."""
-    server = new_server(kind)
+    server = servers[kind]
+    project = partial(project, config={"SERVER_IDLE_TIMEOUT": 60})
+    server.wait_for_sessions(0, USER)
     server.grant_limit(USER, 3)
     register("other", server.django())
     connections["other"].ensure_connection()
     assert project(server.django(), deploy=True) == []  # 2 of 3 are left
+    server.wait_for_sessions(1, USER)
     second = own_connection("other")
     with closing(second):
         second.ensure_connection()
         assert project(server.django()) == []
+        server.wait_for_sessions(2, USER)
         [found] = project(server.django(), deploy=True)
+    server.grant_limit(USER, 0)
     name = "max_user_connections" if kind == "mariadb" else "CONNECTION LIMIT of the role"
     assert found == Warning(
         f"Of database 'live' the account may have 3 at once ({name}), and 2 are open.",
@@ -401,6 +414,7 @@ def test_limit_of_the_server_is_nearly_reached(new_server: NewServer, project: A
             held.append(own_connection("other"))
             held[-1].ensure_connection()
         assert project(server.django(), deploy=True) == []  # 3 of 10 are left
+        server.wait_for_sessions(7, USER)
         held.append(own_connection("other"))
         held[-1].ensure_connection()
         [found] = project(server.django(), deploy=True)
@@ -410,3 +424,19 @@ def test_limit_of_the_server_is_nearly_reached(new_server: NewServer, project: A
     assert found.msg == (
         "Of database 'live' the server may have 10 at once (max_connections), and 8 are open."
     )
+
+
+def test_both_checks_judge_one_answer(servers: dict[str, Server], project: Any) -> None:
+    """The two checks of one command open one connection; a later command's open another."""
+    server = servers["mariadb"]
+    register("live", server.django())
+    before = connections_so_far(server)
+    run(["live"], deploy=True)
+    assert connections_so_far(server) - before == 2  # the other one is the administrator's
+    run(["live"], deploy=True)
+    assert connections_so_far(server) - before == 4
+
+
+def connections_so_far(server: Server) -> int:
+    [(_, count)] = server.execute("SHOW GLOBAL STATUS LIKE 'Connections'")
+    return int(count)

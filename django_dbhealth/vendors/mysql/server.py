@@ -14,7 +14,7 @@ from .faults import code_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from django.db.backends.mysql.base import DatabaseWrapper
+    from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
     from django_dbhealth.vendors.base import Driver
@@ -59,7 +59,7 @@ NO_SUCH_THREAD = 1094
 # The server
 
 
-def server_state(connection: DatabaseWrapper, driver: Driver | None) -> ServerState:
+def server_state(connection: BaseDatabaseWrapper, driver: Driver | None) -> ServerState:
     """Return what the server says; ``driver`` is None for one that is not known."""
     with connection.cursor() as cursor:
         variables = _variables(cursor, _statistics(connection))
@@ -72,7 +72,7 @@ def server_state(connection: DatabaseWrapper, driver: Driver | None) -> ServerSt
             seen_address=account.address,
         )
     return ServerState(
-        product="MariaDB" if connection.mysql_is_mariadb else "MySQL",
+        product="MariaDB" if _is_mariadb(connection) else "MySQL",
         version=variables["version"],
         user=account.name,
         is_read_only=any(variables.get(name, "OFF") not in NO for name in READ_ONLY),
@@ -86,18 +86,22 @@ def server_state(connection: DatabaseWrapper, driver: Driver | None) -> ServerSt
     )
 
 
-def _statistics(connection: DatabaseWrapper) -> str:
+def _is_mariadb(connection: BaseDatabaseWrapper) -> bool:
+    return bool(connection.mysql_is_mariadb)  # type: ignore[attr-defined]
+
+
+def _statistics(connection: BaseDatabaseWrapper) -> str:
     """Return the schema of the views of variables and counters."""
-    return "information_schema" if connection.mysql_is_mariadb else "performance_schema"
+    return "information_schema" if _is_mariadb(connection) else "performance_schema"
 
 
-def _processlist(connection: DatabaseWrapper, performance_schema: str) -> str:
+def _processlist(connection: BaseDatabaseWrapper, performance_schema: str) -> str:
     """Return the view of the sessions.
 
     MySQL's manual calls the one in information_schema deprecated since 8.0.35; the other one is
     empty where performance_schema is off. MariaDB has the first only.
     """
-    if connection.mysql_is_mariadb or performance_schema in NO:
+    if _is_mariadb(connection) or performance_schema in NO:
         return "information_schema.processlist"
     return "performance_schema.processlist"
 
@@ -178,7 +182,7 @@ def _limits(variables: Mapping[str, str], used: int) -> tuple[Limit, Limit]:
 # Its sessions
 
 
-def sessions(connection: DatabaseWrapper) -> Iterator[Session]:
+def sessions(connection: BaseDatabaseWrapper) -> Iterator[Session]:
     """Yield the sessions that the account may see, the server's own threads excepted."""
     with connection.cursor() as cursor:
         for row in _session_rows(connection, cursor):
@@ -200,7 +204,7 @@ def sessions(connection: DatabaseWrapper) -> Iterator[Session]:
             )
 
 
-def _session_rows(connection: DatabaseWrapper, cursor: CursorWrapper) -> Iterable[Any]:
+def _session_rows(connection: BaseDatabaseWrapper, cursor: CursorWrapper) -> Iterable[Any]:
     cursor.execute("SELECT @@performance_schema")
     (performance_schema,) = cursor.fetchone()
     if performance_schema in NO:
@@ -219,10 +223,10 @@ def _session_rows(connection: DatabaseWrapper, cursor: CursorWrapper) -> Iterabl
 
 
 def _sessions_query(
-    connection: DatabaseWrapper, performance_schema: Any, attributes: str | None
+    connection: BaseDatabaseWrapper, performance_schema: Any, attributes: str | None
 ) -> str:
     processlist = _processlist(connection, performance_schema)
-    idle = "time_ms / 1e3" if connection.mysql_is_mariadb else "time + 0e0"
+    idle = "time_ms / 1e3" if _is_mariadb(connection) else "time + 0e0"
     pid, join = "NULL", ""
     if attributes:
         pid = "CAST(attr_value AS UNSIGNED)"
@@ -245,7 +249,7 @@ def _address(host: str | None) -> Address:
     return (name, int(port)) if name else None
 
 
-def terminate(connection: DatabaseWrapper, session_id: int) -> bool:
+def terminate(connection: BaseDatabaseWrapper, session_id: int) -> bool:
     """End a session; return False where there is none of that number any more."""
     with connection.cursor() as cursor:
         try:

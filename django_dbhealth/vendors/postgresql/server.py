@@ -26,11 +26,11 @@ TIMEOUTS = (
     "tcp_user_timeout",
 )
 
-# Of another account's session nothing is shown but its number, account and database, so that a
-# parallel worker of theirs counts as a client.
+# Of a process of another account nothing is shown but its number, account and database. One
+# that has both is a client, or now and then a worker for one. A walsender has slots of its own.
 CLIENTS = (
-    "(backend_type IN ('client backend', 'walsender')"
-    " OR (backend_type IS NULL AND usesysid IS NOT NULL))"
+    "(backend_type = 'client backend'"
+    " OR backend_type IS NULL AND usesysid IS NOT NULL AND datid IS NOT NULL)"
 )
 
 # One statement: a pooler may send the next one to another session. Manual: 20.3.1 for the slots
@@ -82,7 +82,7 @@ SELECT
     CASE WHEN state <> 'idle' THEN query END,
     coalesce(backend_type, '') = 'walsender',
     pid = pg_backend_pid()
-FROM pg_stat_activity WHERE {CLIENTS}
+FROM pg_stat_activity WHERE {CLIENTS} OR backend_type = 'walsender'
 """
 
 
