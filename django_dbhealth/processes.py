@@ -86,6 +86,16 @@ def without_passwords(command: str) -> str:
     return _SECRETS.sub(lambda match: f"{match[1] or match[2]}***", command)
 
 
+@cache
+def _start(pid: int) -> int:
+    """Return when a process was started, in ticks; numbers of processes are used again."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
@@ -125,8 +135,8 @@ class Sockets:
         return (each for group in self._tcp.values() for each in group if each.remote == remote)
 
     def pids(self, inode: str) -> list[int]:
-        """Return the processes that hold a socket: several after a fork, none that can be seen."""
-        return self._holders.get(inode, [])
+        """Return the processes that hold a socket, after a fork several, the oldest first."""
+        return sorted(self._holders.get(inode, ()), key=_start)
 
     @cached_property
     def _holders(self) -> dict[str, list[int]]:
@@ -182,9 +192,9 @@ def _key_of_host(host: str) -> str:
 
 
 def _holders() -> dict[str, list[int]]:
-    """Return which processes hold each socket, the oldest process first."""
+    """Return which processes hold each socket."""
     found: defaultdict[str, list[int]] = defaultdict(list)
-    for pid in sorted(int(each.name) for each in PROC.iterdir() if each.name.isdigit()):
+    for pid in [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]:
         for inode in _sockets_of(pid):
             found[inode].append(pid)
     return found

@@ -24,8 +24,8 @@ from django.test import override_settings
 from django_dbhealth.management.commands.dbhealth import Command
 from django_dbhealth.vendors.mysql import MySQL
 from django_dbhealth.vendors.server import Session
-from tests.conftest import register, unregister
-from tests.servers import PgBouncer, wait_for
+from tests.conftest import empty, register, unregister
+from tests.servers import MariaDBServer, PgBouncer, PostgreSQLServer, wait_for
 from tests.servers.base import ADMIN, PASSWORD, USER
 from tests.servers.haproxy import HAProxy
 
@@ -101,7 +101,7 @@ class Holder:
         self.process = start("tests.holder", str(count), url=url, stderr=None)
         self.pid = self.process.pid
         self.command = f"{sys.executable} -m tests.holder {count}"
-        self.ids = self._read()
+        self.ids: list[int] = []
 
     def query(self) -> list[int]:
         """Have it query on each connection, and return the sessions that answered."""
@@ -131,11 +131,43 @@ class Holder:
 def holding(url: str, *counts: int) -> Iterator[list[Holder]]:
     holders = [Holder(url, count) for count in counts]
     try:
+        for holder in holders:
+            holder.ids = holder._read()
         yield holders
     finally:
         for holder in holders:
             holder.process.kill()
             holder.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def _running() -> Iterator[dict[str, Server]]:
+    servers: dict[str, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.remove()
+
+
+@pytest.fixture
+def a_server(_running: dict[str, Server]) -> Iterator[Callable[[str], Server]]:
+    """Give a server that the tests of this module share, with nobody connected to it."""
+
+    def give(kind: str) -> Server:
+        if kind not in _running:
+            _running[kind] = SHARED[kind]()
+            _running[kind].start()
+        empty(_running[kind])
+        return _running[kind]
+
+    yield give
+    for server in _running.values():
+        server.grant_limit(USER, 0)
+
+
+SHARED: dict[str, Callable[[], Server]] = {
+    "mariadb": lambda: MariaDBServer(max_connections=500),
+    "postgresql": PostgreSQLServer,
+}
 
 
 @pytest.fixture
@@ -175,9 +207,9 @@ def processes(session: Any) -> list[tuple[int, str]]:
     ("kind", "transport"),
     [("mariadb", "tcp"), ("postgresql", "tcp"), ("postgresql", "socket")],
 )
-def test_whose_connection_it_is(kind: str, transport: Any, new_server: Any, new_alias: Any) -> None:
+def test_whose_connection_it_is(kind: str, transport: Any, a_server: Any, new_alias: Any) -> None:
     """Of five connections of three processes each one's process is named."""
-    server = new_server(kind)
+    server = a_server(kind)
     new_alias(server.django(transport=transport))
     with holding(server.url(transport=transport), 2, 2, 1) as holders:
         result = ask("connections")
@@ -197,11 +229,11 @@ def test_whose_connection_it_is(kind: str, transport: Any, new_server: Any, new_
 
 
 @pytest.mark.parametrize("transport", ["tcp", "socket"])
-def test_asked_over_another_transport(transport: Any, new_server: Any, new_alias: Any) -> None:
+def test_asked_over_another_transport(transport: Any, a_server: Any, new_alias: Any) -> None:
     """Whoever asks over a unix socket sees whose TCP sessions are, and on PostgreSQL both."""
     other = {"tcp": "socket", "socket": "tcp"}[transport]
     for kind in KINDS:
-        server = new_server(kind)
+        server = a_server(kind)
         alias = new_alias(server.django(transport=other), f"the {kind}")
         with holding(server.url(transport=transport), 1) as [holder]:
             sessions = {
@@ -215,9 +247,9 @@ def test_asked_over_another_transport(transport: Any, new_server: Any, new_alias
             )
 
 
-def test_mariadb_over_a_unix_socket(new_server: Any, new_alias: Any) -> None:
+def test_mariadb_over_a_unix_socket(a_server: Any, new_alias: Any) -> None:
     """It is unknown which session is whose, but not which processes have sockets to the server."""
-    server = new_server("mariadb")
+    server = a_server("mariadb")
     new_alias(server.django())
     with holding(server.url(), 2) as [holder]:
         result = ask("connections")
@@ -240,9 +272,9 @@ def test_what_the_client_said(new_server: Any, new_alias: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_through_haproxy(kind: str, new_server: Any, new_alias: Any) -> None:
+def test_through_haproxy(kind: str, a_server: Any, new_alias: Any) -> None:
     """What the server sees is the proxy, so that is what holds the sessions."""
-    server = new_server(kind)
+    server = a_server(kind)
     with HAProxy(server) as proxy:
         settings = {"HOST": proxy.host, "PORT": str(proxy.port)}
         new_alias(server.django(transport="tcp", **settings))
@@ -262,9 +294,9 @@ def test_through_haproxy(kind: str, new_server: Any, new_alias: Any) -> None:
             assert sockets["sockets"] == 2
 
 
-def test_filter_and_groups(new_server: Any, new_alias: Any) -> None:
+def test_filter_and_groups(a_server: Any, new_alias: Any) -> None:
     """--idle-over leaves out who was busy, --by counts."""
-    server = new_server("mariadb")
+    server = a_server("mariadb")
     new_alias(server.django(transport="tcp"))
     with holding(server.url(transport="tcp"), 3) as [holder]:
         assert ask("connections", "--idle-over", "3600").database["sessions"] == []
@@ -280,10 +312,10 @@ def test_filter_and_groups(new_server: Any, new_alias: Any) -> None:
             assert f"{by.upper()} " in text
 
 
-def test_account_without_rights(new_server: Any, new_alias: Any) -> None:
+def test_account_without_rights(a_server: Any, new_alias: Any) -> None:
     """It sees its own sessions, and is told that there may be others."""
     for kind, right in (("mariadb", "PROCESS"), ("postgresql", "pg_read_all_stats")):
-        server = new_server(kind)
+        server = a_server(kind)
         alias = new_alias(server.django(transport="tcp"), f"the {kind}")
         result = ask("connections", alias=alias)
         assert result.status == 0
@@ -306,9 +338,9 @@ class Watched(StringIO):
         return super().write(text)
 
 
-def test_hundreds_of_sessions(new_server: Any, new_alias: Any) -> None:
+def test_hundreds_of_sessions(a_server: Any, new_alias: Any) -> None:
     """All of them are listed, rightly, and none is kept once it is written."""
-    server = new_server("mariadb", max_connections=500)
+    server = a_server("mariadb")
     new_alias(server.django(transport="tcp"))
     with holding(server.url(transport="tcp"), 300) as [holder]:
         out = Watched()
@@ -323,9 +355,9 @@ def test_hundreds_of_sessions(new_server: Any, new_alias: Any) -> None:
 LIST = ["connections", "--database", "private", "--format", "json"]
 
 
-def test_untrusted_words_are_harmless(new_server: Any, new_alias: Any) -> None:
+def test_untrusted_words_are_harmless(a_server: Any, new_alias: Any) -> None:
     """What another program runs cannot write to the terminal."""
-    server = new_server("mariadb")
+    server = a_server("mariadb")
     new_alias(server.django(transport="tcp"))
     sql = "SELECT SLEEP(60) /* \x1b[31m\u202eevil\n[bold] */"
     connection = connections["private"]
@@ -357,9 +389,9 @@ def _execute(server: Server, sql: str) -> None:
 
 
 @pytest.fixture
-def full(new_server: Any, new_alias: Any) -> Iterator[tuple[Server, Holder]]:
+def full(a_server: Any, new_alias: Any) -> Iterator[tuple[Server, Holder]]:
     """A MariaDB on which another process holds all that the account may have."""
-    server = new_server("mariadb")
+    server = a_server("mariadb")
     server.grant_limit(USER, 3)
     new_alias(server.django(transport="tcp"))
     new_alias(reserved(server), "reserved")
@@ -424,9 +456,9 @@ def test_what_can_be_seen_without_a_connection(
 @pytest.mark.parametrize(
     ("kind", "transport"), [("mariadb", "socket"), ("postgresql", "tcp"), ("postgresql", "socket")]
 )
-def test_sockets_of_every_kind(kind: str, transport: Any, new_server: Any, new_alias: Any) -> None:
+def test_sockets_of_every_kind(kind: str, transport: Any, a_server: Any, new_alias: Any) -> None:
     """The same over unix sockets, and for PostgreSQL's refusals, which have no code."""
-    server = new_server(kind)
+    server = a_server(kind)
     server.grant_limit(USER, 2)
     new_alias(server.django(transport=transport))
     with holding(server.url(transport=transport), 2) as [holder]:
@@ -442,9 +474,9 @@ def test_sockets_of_every_kind(kind: str, transport: Any, new_server: Any, new_a
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_terminate_ends_the_idle_ones(kind: str, new_server: Any, new_alias: Any) -> None:
+def test_terminate_ends_the_idle_ones(kind: str, a_server: Any, new_alias: Any) -> None:
     """Exactly those; their processes heal at the next query, and the busy ones are left alone."""
-    server = new_server(kind)
+    server = a_server(kind)
     new_alias(server.django(transport="tcp"))
     with holding(server.url(transport="tcp"), 2, 2, 1) as (busy, idle, other):
         busy.keep_busy(0)
@@ -472,8 +504,8 @@ def test_terminate_ends_the_idle_ones(kind: str, new_server: Any, new_alias: Any
         assert "no session to terminate" in again.out
 
 
-def test_limit_takes_the_longest_idle(new_server: Any, new_alias: Any) -> None:
-    server = new_server("mariadb")
+def test_limit_takes_the_longest_idle(a_server: Any, new_alias: Any) -> None:
+    server = a_server("mariadb")
     new_alias(server.django(transport="tcp"))
     with holding(server.url(transport="tcp"), 1) as [first]:
         wait_for(lambda: server.sessions(USER)[0].idle_seconds > 0.5)
@@ -486,9 +518,9 @@ def test_limit_takes_the_longest_idle(new_server: Any, new_alias: Any) -> None:
             assert [each.id for each in server.sessions(USER)] == second.ids
 
 
-def test_terminate_asks_first(new_server: Any, new_alias: Any, monkeypatch: Any) -> None:
+def test_terminate_asks_first(a_server: Any, new_alias: Any, monkeypatch: Any) -> None:
     """Whatever is not yes is no; where nobody can answer nothing happens."""
-    server = new_server("mariadb")
+    server = a_server("mariadb")
     new_alias(server.django(transport="tcp"))
     arguments = ["terminate", "--idle-over", "0.1", "--database", "private"]
     with holding(server.url(transport="tcp"), 1) as [holder]:
@@ -505,9 +537,9 @@ def test_terminate_asks_first(new_server: Any, new_alias: Any, monkeypatch: Any)
     assert dbhealth(*arguments, "--format", "json").status == 2
 
 
-def test_other_accounts_are_left_alone(new_server: Any, new_alias: Any) -> None:
+def test_other_accounts_are_left_alone(a_server: Any, new_alias: Any) -> None:
     """Unless --all-users; and with --using-alias the account is that of --database."""
-    server = new_server("mariadb")
+    server = a_server("mariadb")
     new_alias(server.django(transport="tcp"))
     new_alias(reserved(server), "reserved")
     server.execute(f"CREATE USER other@'%' IDENTIFIED BY '{PASSWORD}'")
@@ -523,9 +555,9 @@ def test_other_accounts_are_left_alone(new_server: Any, new_alias: Any) -> None:
         server.wait_for_sessions(0)
 
 
-def test_pooler_is_refused(new_server: Any, new_alias: Any) -> None:
+def test_pooler_is_refused(a_server: Any, new_alias: Any) -> None:
     """By the setting, and where the server's words show that there is one."""
-    server = new_server("postgresql")
+    server = a_server("postgresql")
     with PgBouncer(server, pool_mode="session") as pooler:
         address = {"HOST": pooler.host, "PORT": str(pooler.port)}
         new_alias(server.django(transport="tcp", **address))
