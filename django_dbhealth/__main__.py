@@ -20,7 +20,8 @@ PROGRAM = "python -m"
 def main(arguments: list[str]) -> None:
     """Run the command with the settings of DJANGO_SETTINGS_MODULE, or the DATABASE_URL."""
     command = Command()
-    command._called_from_command_line = True  # wrong usage ends with a sentence, and 2
+    # Wrong usage ends with a sentence and 2. django-stubs does not know it.
+    command._called_from_command_line = True  # type: ignore[attr-defined]
     argv = [PROGRAM, "django_dbhealth", *arguments]
     options = command.create_parser(*argv[:2]).parse_args(arguments)
     handle_default_options(options)
@@ -49,7 +50,7 @@ def _database_of_environment() -> dict[str, Any]:
             "--settings MODULE."
         )
     try:
-        import environ
+        import environ  # type: ignore[import-untyped]
     except ImportError:
         _end("DATABASE_URL is read with django-environ: pip install django-environ")
     try:

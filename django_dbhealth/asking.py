@@ -83,7 +83,8 @@ class Target:
         return sockets_to(self.vendor.endpoints_in(self._settings(self.alias)))
 
     def _settings(self, alias: str) -> dict[str, Any]:
-        return connections.settings[alias]
+        settings: dict[str, Any] = connections.settings[alias]
+        return settings
 
     def _connect(self, timeout: float) -> BaseDatabaseWrapper:
         backoff = Backoff(now=time.monotonic(), timeout=self.slot_timeout)

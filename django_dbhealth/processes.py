@@ -43,7 +43,7 @@ class Holding(NamedTuple):
     """How many sockets to a server a process holds; None: one that is not to be seen."""
 
     process: Process | None
-    count: int
+    sockets: int
 
 
 def why_unknown() -> list[str]:

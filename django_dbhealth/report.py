@@ -211,7 +211,7 @@ def process_dict(process: Process) -> dict[str, Any]:
 
 def holding_dict(holding: Holding) -> dict[str, Any]:
     process = process_dict(holding.process) if holding.process else None
-    return {"process": process, "sockets": holding.count}
+    return {"process": process, "sockets": holding.sockets}
 
 
 def group_dict(group: Group) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_over_tcp(listener: tuple[str, socket.socket]) -> None:
         # Over a unix socket of a server whose sessions have no processes
         assert pids() == []
         assert pids(client_pid=client.process.pid) == [client.process.pid]
-        held = {each.process.pid: each.count for each in sockets_to([(host, port)]) if each.process}
+        held = {each.process.pid: each.sockets for each in sockets_to([(host, port)]) if each.process}
         assert held == {client.process.pid: 1}
 
 
@@ -152,7 +152,7 @@ def test_unix_socket(tmp_path: Path) -> None:
             for name in (path, str(tmp_path / "link")):
                 [held] = sockets_to([name])
                 assert held.process
-                assert (held.process.pid, held.count) == (client.process.pid, 1)
+                assert (held.process.pid, held.sockets) == (client.process.pid, 1)
             assert accepted.fileno() > 0
             with socket.socket(socket.AF_UNIX) as own:
                 own.connect(path)
