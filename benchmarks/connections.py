@@ -8,7 +8,6 @@ query. What is compared is the time from the start of the process to its end.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.guard import write_between_markers  # noqa: E402
 from tests.servers import MariaDBServer  # noqa: E402
 from tests.servers.base import PASSWORD, USER  # noqa: E402
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 TARGET = 1.5
+MARKERS = "<!-- connections -->", "<!-- /connections -->"
 PROCESSES = 5
 
 HOLD = """
@@ -98,34 +99,70 @@ def measure(server: Server, rounds: int) -> tuple[list[Run], list[Run]]:
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
+class Figures(NamedTuple):
+    """The medians of some runs."""
+
+    sessions: int
+    ours: float
+    bare: float
+    ratio: float
+    our_peak: int
+    bare_peak: int
+
+    def row(self) -> str:
+        return (
+            f"| {self.sessions:,} | {self.ours:.2f} / {self.bare:.2f} | {self.ratio:.2f} |"
+            f" {self.our_peak / 1e6:.0f} / {self.bare_peak / 1e6:.0f} |"
+        )
+
+
+def figures_of(sessions: int, ours: Sequence[Run], bare: Sequence[Run]) -> Figures:
+    return Figures(
+        sessions,
+        median(each.seconds for each in ours),
+        median(each.seconds for each in bare),
+        median(one.seconds / other.seconds for one, other in zip(ours, bare, strict=True)),
+        max(each.peak for each in ours),
+        max(each.peak for each in bare),
+    )
+
+
+def report(found: Sequence[Figures], rounds: int) -> str:
+    return "\n".join(
+        [
+            "| sessions | seconds | ratio | peak memory, MB |",
+            "|---|---|---|---|",
+            *(each.row() for each in found),
+            "",
+            f"Measured on {time.strftime('%Y-%m-%d')} with Python {sys.version.partition(' ')[0]}:",
+            f"the command / the bare query, medians of {rounds} rounds.",
+            "",
+        ]
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sessions", type=int, default=5_000)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--check", action="store_true", help="exit 1 if the target is missed")
+    parser.add_argument("--output", type=Path, help="a Markdown page to write the table into")
     options = parser.parse_args()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    figures = {}
-    with MariaDBServer(
-        max_connections=options.sessions + 1_000, thread_handling="pool-of-threads"
-    ) as server:
+    found = []
+    limit = options.sessions + 1_000
+    with MariaDBServer(max_connections=limit, thread_handling="pool-of-threads") as server:
         for sessions in (50, options.sessions):
             with ExitStack() as stack:
                 hold(stack, server, sessions)
-                ours, bare = measure(server, options.rounds)
+                found.append(figures_of(sessions, *measure(server, options.rounds)))
             server.wait_for_sessions(0, timeout=60)
-            figures[sessions] = {
-                "command": median(each.seconds for each in ours),
-                "bare query": median(each.seconds for each in bare),
-                "ratio": median(
-                    one.seconds / other.seconds for one, other in zip(ours, bare, strict=True)
-                ),
-                "peak memory, MB": max(each.peak for each in ours) / 1e6,
-                "peak memory of the bare query, MB": max(each.peak for each in bare) / 1e6,
-            }
-            print(f"{sessions} sessions:", json.dumps(figures[sessions], indent=2), flush=True)
-    return 1 if options.check and figures[options.sessions]["ratio"] > TARGET else 0
+    text = report(found, options.rounds)
+    print(text)
+    if options.output:
+        write_between_markers(options.output, text, MARKERS)
+    return 1 if options.check and found[-1].ratio > TARGET else 0
 
 
 if __name__ == "__main__":

@@ -100,8 +100,10 @@ def draw(text: str, name: str, title: str) -> None:
 
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(text), soft_wrap=True)
+    svg = console.export_svg(title=title, unique_id=f"dbhealth-{name}")
+    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # from another site
     IMAGES.mkdir(exist_ok=True)
-    console.save_svg(str(IMAGES / f"{name}.svg"), title=title, unique_id=f"dbhealth-{name}")
+    (IMAGES / f"{name}.svg").write_text(svg.replace("Fira Code, ", ""))
 
 
 def main() -> None:

@@ -108,7 +108,9 @@ def test_over_tcp(listener: tuple[str, socket.socket]) -> None:
         # Over a unix socket of a server whose sessions have no processes
         assert pids() == []
         assert pids(client_pid=client.process.pid) == [client.process.pid]
-        held = {each.process.pid: each.sockets for each in sockets_to([(host, port)]) if each.process}
+        held = {
+            each.process.pid: each.sockets for each in sockets_to([(host, port)]) if each.process
+        }
         assert held == {client.process.pid: 1}
 
 
