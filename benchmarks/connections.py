@@ -60,7 +60,7 @@ def run(command: Sequence[str], url: str) -> Run:
     environment = {
         **os.environ,
         "DATABASE_URL": url,
-        "DJANGO_SETTINGS_MODULE": "tests.job_settings",
+        "DJANGO_SETTINGS_MODULE": "benchmarks.connections_settings",
     }
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)

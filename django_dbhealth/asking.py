@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
@@ -21,7 +21,7 @@ from .diagnosis import classify
 from .faults import Kind
 from .liveness import Liveness
 from .own_connection import own_connection
-from .processes import Locator, OwnEnd, Sockets, own_end, sockets_to
+from .processes import Locator, OwnEnd, all_sockets, own_end, sockets_to
 from .report import Problem, problem_of
 from .vendors import driver_of, vendor_for_engine, vendor_named
 from .vendors.base import Vendor, hang_up
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from .processes import Holding
+    from .processes import Holding, Sockets
     from .vendors.server import ServerState, Session
 
 # What a connect or a question ends with: also settings that the driver does not take.
@@ -159,6 +159,7 @@ class Server:
         descriptor = self._driver.descriptor(connection.connection) if self._driver else None
         self._own = own_end(descriptor) if descriptor is not None else OwnEnd()
         self._bound = Bound(descriptor, self._timeout)
+        self._looker = ThreadPoolExecutor(1, "dbhealth sockets")
 
     def __enter__(self) -> Self:
         self._bound.start()
@@ -166,6 +167,7 @@ class Server:
 
     def __exit__(self, *exc_info: object) -> None:
         self._bound.stop()
+        self._looker.shutdown()
 
     def state(self) -> ServerState:
         """Return what the server says of itself."""
@@ -201,10 +203,14 @@ class Server:
             raise _silent(self._timeout)
         return (time.perf_counter() - began) * 1000
 
-    def locator(self, state: ServerState) -> Locator:
+    def look_for_processes(self) -> Future[Sockets]:
+        """Begin to look at this machine's sockets, which goes on while the server is asked."""
+        return self._looker.submit(all_sockets)
+
+    def locator(self, state: ServerState, sockets: Sockets) -> Locator:
         """Return what names the processes behind the sessions."""
         return Locator(
-            Sockets(),
+            sockets,
             self._own,
             state.client_address,
             sessions_are_processes=self.vendor.sessions_are_processes,

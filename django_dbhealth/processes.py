@@ -136,7 +136,8 @@ class Sockets:
 
     def pids(self, inode: str) -> list[int]:
         """Return the processes that hold a socket, after a fork several, the oldest first."""
-        return sorted(self._holders.get(inode, ()), key=_start)
+        holders = self._holders.get(inode, [])
+        return holders if len(holders) < 2 else sorted(holders, key=_start)
 
     @cached_property
     def _holders(self) -> dict[str, list[int]]:
@@ -229,6 +230,13 @@ def _unix_sockets() -> Iterator[tuple[str, str, str]]:
     for line in result.stdout.splitlines():
         if match := _UNIX_LINE.match(line):
             yield match[1], match[2], match[3]
+
+
+def all_sockets() -> Sockets:
+    """Return the sockets and who holds them, looked up now: for thousands that takes a while."""
+    sockets = Sockets()
+    sockets.pids("")
+    return sockets
 
 
 # A session's process

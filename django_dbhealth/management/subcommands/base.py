@@ -40,9 +40,10 @@ class Run:
 
     def print_json_list(self, items: Iterable[object]) -> None:
         """Write the items one by one, with what a JSON array has between them."""
+        encode = json.JSONEncoder(check_circular=False).encode  # there may be thousands
         separator = "\n"
         for item in items:
-            self.out.write(f"{separator}{json.dumps(item)}", ending="")
+            self.out.write(separator + encode(item), ending="")
             separator = ",\n"
 
     def has_reader(self) -> bool:

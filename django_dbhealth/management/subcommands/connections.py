@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django_dbhealth.asking import FAILURES
@@ -17,9 +18,10 @@ from .base import duration, print_holdings, process_words, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from django_dbhealth.asking import Server, Target
-    from django_dbhealth.processes import Process
+    from django_dbhealth.processes import Locator, Process, Sockets
     from django_dbhealth.report import Problem
     from django_dbhealth.vendors.server import ServerState, Session
 
@@ -104,14 +106,22 @@ def is_idle_over(session: Session, limit: float | None) -> bool:
 class Found:
     """The sessions of one server, with their processes; what was not found is remembered."""
 
-    def __init__(self, server: Server, state: ServerState, wanted: Wanted) -> None:
+    def __init__(
+        self, server: Server, state: ServerState, sockets: Future[Sockets], wanted: Wanted
+    ) -> None:
+        self._server = server
+        self._state = state
+        self._sockets = sockets
         self._sessions = wanted.among(server.sessions())
-        self._locator = server.locator(state)
         self.has_unknown = False
         self.has_unknown_without_port = False
 
+    @cached_property
+    def _locator(self) -> Locator:
+        return self._server.locator(self._state, self._sockets.result())
+
     def __iter__(self) -> Iterator[tuple[Session, list[Process]]]:
-        for session in self._sessions:
+        for session in self._sessions:  # the server is asked before the sockets are waited for
             processes = self._locator.processes_of(session)
             if not processes:
                 self.has_unknown = True
@@ -146,6 +156,7 @@ def _print_text(run: Run, wanted: Wanted) -> None:
 
 
 def _print_sessions(run: Run, target: Target, server: Server, wanted: Wanted) -> None:
+    sockets = server.look_for_processes()
     state = server.state()
     title = f"{target.alias}: {product_of(state)}"
     if not server.vendor.has_server:
@@ -165,7 +176,7 @@ def _print_sessions(run: Run, target: Target, server: Server, wanted: Wanted) ->
             ],
         )
     else:
-        found = Found(server, state, wanted)
+        found = Found(server, state, sockets, wanted)
         rows = [session_row(session, processes) for session, processes in found]
         run.screen.line(f"{title}: {number_of(len(rows), 'session')}", "bold")
         if rows:
@@ -240,13 +251,14 @@ def _print_database(run: Run, target: Target, wanted: Wanted) -> None:
     server_words = None
     try:
         with target.asked() as server:
+            looked_up = server.look_for_processes()
             state = server.state()
             server_words = server_dict(state)
             unseen += state.unseen
             if wanted.by:
                 run.print_json_list(_group_dicts(server, wanted))
             else:
-                found = Found(server, state, wanted)
+                found = Found(server, state, looked_up, wanted)
                 run.print_json_list(session_dict(*each) for each in found)
                 unseen += why_unknown() if found.has_unknown else []
                 if found.has_unknown_without_port:

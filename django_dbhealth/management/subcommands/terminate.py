@@ -173,9 +173,10 @@ def _end(run: Run, target: Target, wanted: Wanted, *, asks: bool, dry_run: bool)
 
 def _look(run: Run, ending: Ending, wanted: Wanted) -> None:
     with ending.target.asked() as server:
+        sockets = server.look_for_processes()
         state = server.state()
         _refuse_pooler(ending.target, state)
-        locator = server.locator(state)
+        locator = server.locator(state, sockets.result())
         ending.found = [
             (session, locator.processes_of(session))
             for session in wanted.among(server, ending.target)
