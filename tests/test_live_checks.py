@@ -18,8 +18,7 @@ from django.core.management.base import SystemCheckError
 from django.db import Error, OperationalError, connections
 from django.test import override_settings
 
-from django_dbhealth.checks import TAG
-from django_dbhealth.live_checks import check_servers, check_servers_for_deployment
+from django_dbhealth.live_checks import TAG, check_servers, check_servers_for_deployment
 from django_dbhealth.own_connection import ask_apart, own_connection
 from django_dbhealth.vendors.mysql import MySQL
 from tests.conftest import register, unregister
@@ -66,9 +65,10 @@ def check(
 
 
 def run(databases: list[str] | None, *, deploy: bool = False) -> list[CheckMessage]:
-    """Return what `check --tag dbhealth --database ...` has of the live checks."""
+    """Return what `check --tag dbhealth_live --database ...` has."""
     found = checks.run_checks(tags=[TAG], databases=databases, include_deployment_checks=deploy)
-    return [each for each in found if (each.id or "").startswith("django_dbhealth.W1")]
+    assert all((each.id or "").startswith("django_dbhealth.W1") for each in found)
+    return found
 
 
 def short(found: list[CheckMessage]) -> list[str]:
@@ -79,24 +79,48 @@ def short(found: list[CheckMessage]) -> list[str]:
 
 
 def test_registered_for_databases() -> None:
-    """They are Django's database checks, and have our tag."""
+    """They are Django's database checks, and have a tag of their own."""
     for each in (check_servers, check_servers_for_deployment):
         assert set(each.tags) == {Tags.database, TAG}  # type: ignore[attr-defined]
 
 
-def test_only_with_database(servers: dict[str, Server], project: Any) -> None:
-    """A database that was named is asked, and no other; without `--database` none is."""
-    server = servers["mariadb"]
-    register("live", server.django(CONN_MAX_AGE=600))
-    config = {"SERVER_IDLE_TIMEOUT": 60, "PING_TIMEOUT": 0.2}
-    with socket.create_server(("127.0.0.1", 0)) as silent, override_settings(DBHEALTH=config):
-        host, port = silent.getsockname()
-        register("other", server.django(HOST=host, PORT=str(port)))
-        assert run(None, deploy=True) == run([], deploy=True) == []
+def test_without_a_database() -> None:
+    """Django 5.2 and 6.0 call database checks without one too: nothing is asked then."""
+    for databases in (None, []):
+        assert check_servers(databases=databases) == []
+        assert check_servers_for_deployment(databases=databases) == []
+
+
+def test_only_with_database(
+    servers: dict[str, Server], project: Any, mariadb: Server, postgresql: Server
+) -> None:
+    """Without `--database` nothing is found, with Django's checks around it or without.
+
+    The suite's own servers run: Django 6.1's checks of models connect to all databases.
+    """
+    register("live", servers["mariadb"].django(CONN_MAX_AGE=600))
+    with override_settings(DBHEALTH={"SERVER_IDLE_TIMEOUT": 60}):
         call_command("check", fail_level="WARNING")
+        for tags in (None, ["dbhealth"]):
+            everything = checks.run_checks(tags=tags, include_deployment_checks=True)
+            assert "django_dbhealth.W003" in {each.id for each in everything}
+            assert "django_dbhealth.W102" not in {each.id for each in everything}
         assert short(run(["live"], deploy=True)) == ["W102"]
         with pytest.raises(SystemCheckError, match="W102"):
             call_command("check", databases=["live"], fail_level="WARNING")
+
+
+def test_only_the_database_that_was_named(servers: dict[str, Server], project: Any) -> None:
+    """Another database is not asked, and none of our own connections is left."""
+    server = servers["mariadb"]
+    server.wait_for_sessions(0, USER)
+    config = {"SERVER_IDLE_TIMEOUT": 60, "PING_TIMEOUT": 0.2}
+    # Django's own checks would wait for the silent one for ever.
+    with socket.create_server(("127.0.0.1", 0)) as silent, override_settings(DBHEALTH=config):
+        host, port = silent.getsockname()
+        register("live", server.django(CONN_MAX_AGE=600))
+        register("other", server.django(HOST=host, PORT=str(port)))
+        assert short(run(["live"], deploy=True)) == ["W102"]
         assert not select.select([silent], [], [], 0)[0]
         assert short(run(["other"])) == ["W101"]
         assert select.select([silent], [], [], 0)[0]

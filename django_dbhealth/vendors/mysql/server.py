@@ -185,23 +185,9 @@ def _limits(variables: Mapping[str, str], used: int) -> tuple[Limit, Limit]:
 def sessions(connection: BaseDatabaseWrapper) -> Iterator[Session]:
     """Yield the sessions that the account may see, the server's own threads excepted."""
     with connection.cursor() as cursor:
-        for row in _session_rows(connection, cursor):
-            # By position: this runs for each of thousands.
-            number, user, address, database, state, idle, statement, pid, replicates, is_own = row
+        for number, user, address, *rest, replicates, is_own in _session_rows(connection, cursor):
             host, port = _address(address) or (None, None)
-            yield Session(
-                id=number,
-                user=user,
-                host=host,
-                port=port,
-                database=database,
-                state=state,
-                idle_seconds=idle,
-                statement=statement,
-                client_pid=pid,
-                is_replication=bool(replicates),
-                is_own=bool(is_own),
-            )
+            yield Session._make((number, user, host, port, *rest, bool(replicates), bool(is_own)))
 
 
 def _session_rows(connection: BaseDatabaseWrapper, cursor: CursorWrapper) -> Iterable[Any]:

@@ -67,6 +67,7 @@ SELECT
 FROM account, this
 """
 
+# In the order of Session's fields.
 SESSIONS = f"""
 SELECT
     pid,
@@ -80,6 +81,7 @@ SELECT
         WHEN state = 'active' THEN 0
     END,
     CASE WHEN state <> 'idle' THEN query END,
+    NULL,  -- the client says nothing of its process
     coalesce(backend_type, '') = 'walsender',
     pid = pg_backend_pid()
 FROM pg_stat_activity WHERE {CLIENTS} OR backend_type = 'walsender'
@@ -161,21 +163,7 @@ def sessions(connection: BaseDatabaseWrapper) -> Iterator[Session]:
     """Yield the sessions of clients, replication's too, and not the server's own processes."""
     with connection.cursor() as cursor:
         cursor.execute(SESSIONS)
-        for row in cursor:
-            # By position: this runs for each of thousands.
-            number, user, host, port, database, state, idle, statement, replicates, is_own = row
-            yield Session(
-                id=number,
-                user=user,
-                host=host,
-                port=port,
-                database=database,
-                state=state,
-                idle_seconds=idle,
-                statement=statement,
-                is_replication=replicates,
-                is_own=is_own,
-            )
+        yield from map(Session._make, cursor)
 
 
 def terminate(connection: BaseDatabaseWrapper, session_id: int) -> bool:
