@@ -23,6 +23,7 @@ from django.test import override_settings
 
 from django_dbhealth.management.commands.dbhealth import Command
 from django_dbhealth.vendors.mysql import MySQL
+from django_dbhealth.vendors.postgresql import PostgreSQL
 from django_dbhealth.vendors.server import Session
 from tests.conftest import empty, register, unregister
 from tests.servers import MariaDBServer, PgBouncer, PostgreSQLServer, wait_for
@@ -32,6 +33,7 @@ from tests.servers.haproxy import HAProxy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from django_dbhealth.vendors.base import Vendor
     from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -470,6 +472,30 @@ def test_sockets_of_every_kind(kind: str, transport: Any, a_server: Any, new_ali
         assert sockets["sockets"] == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "slots", "words"),
+    [
+        ("mariadb", {"max_connections": 10}, 10, "1040 ER_CON_COUNT_ERROR"),
+        ("mariadb", {"max_user_connections": 3}, 3, "1203 ER_TOO_MANY_USER_CONNECTIONS"),
+        ("postgresql", {"max_connections": 8}, 5, "reserved"),  # three are the superuser's
+    ],
+)
+def test_full_servers(
+    kind: str, settings: Any, slots: int, words: str, new_server: Any, new_alias: Any
+) -> None:
+    """Whatever limit is used up: an administrator's account still gets in."""
+    server = new_server(kind, **settings)
+    new_alias(server.django(transport="tcp"))
+    new_alias(reserved(server), "reserved")
+    with holding(server.url(transport="tcp"), slots) as [holder]:
+        refused = dbhealth("connections", "--database", "private", "--wait", "0")
+        assert refused.status == 1
+        assert words in refused.err
+        assert re.search(row_of(holder, sockets=slots), refused.out, re.MULTILINE)
+        found = ask("connections", "--using-alias", "reserved").database["sessions"]
+        assert set(holder.ids) <= {each["id"] for each in found}
+
+
 # terminate
 
 
@@ -775,24 +801,45 @@ def test_server_that_cannot_be_asked(subcommand: str, new_server: Any, new_alias
     assert down.err.startswith("CommandError: The database 'private' cannot be asked: ")
 
 
+@contextmanager
+def after_first_answer(vendor: type[Vendor], then: Callable[[], None]) -> Iterator[None]:
+    """Let something happen to the server when it has answered once: real, and at that moment."""
+    original = vendor.server_state
+
+    def answer_and_then(self: Any, connection: Any) -> Any:
+        state = original(self, connection)
+        then()
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vendor, "server_state", answer_and_then)
+        yield
+
+
 def test_server_that_goes_away_meanwhile(new_server: Any, new_alias: Any) -> None:
     """The JSON is whole, whatever happens after its beginning."""
     server = new_server("mariadb")
     new_alias(server.django(transport="tcp"))
-
-    def state_and_end(self: Any, connection: Any) -> Any:
-        state = original(self, connection)
-        server.kill()
-        return state
-
-    original = MySQL.server_state
-    with pytest.MonkeyPatch.context() as patch:  # the moment, not the answer
-        patch.setattr(MySQL, "server_state", state_and_end)
+    with after_first_answer(MySQL, server.kill):
         result = ask("connections")
     assert result.status == 1
     assert result.database["sessions"] == []
     assert result.database["server"]["product"] == "MariaDB"
     assert result.database["error"]["kind"] == "lost"
+
+
+def test_server_that_hangs_meanwhile(new_server: Any, new_alias: Any) -> None:
+    """No question takes longer than PING_TIMEOUT, although psycopg has no bound for one."""
+    server = new_server("postgresql")
+    new_alias(server.django(transport="tcp"))
+    with (
+        override_settings(DBHEALTH={"PING_TIMEOUT": 1}),
+        after_first_answer(PostgreSQL, server.freeze),
+    ):
+        result = ask("connections")
+    server.thaw()
+    assert result.status == 1
+    assert result.database["error"]["message"]
 
 
 @pytest.mark.parametrize("subcommand", ["report", "connections --watch 0.1", "connections"])
