@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jsonschema
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
 
@@ -593,8 +593,10 @@ def test_pooler_is_refused(a_server: Any, new_alias: Any) -> None:
             result = dbhealth(*arguments, "--database", "private")
             assert result.status == 2
             assert "pooler" in result.err
+            other = new_alias(server.django(transport="tcp"), "other")
             with override_settings(DBHEALTH={"DATABASES": {direct: {"POOLER": "transaction"}}}):
-                assert dbhealth(*arguments, "--database", direct).status == 2
+                both = ["--database", other, "--database", direct]
+                assert dbhealth(*arguments, *both).status == 2
             assert holder.ids[0] in [each.id for each in server.sessions(USER)]
         report = ask("report").database
         assert (report["error"], report["server"]["is_pooled"]) == (None, True)
@@ -880,6 +882,9 @@ def test_global_options_before_and_after(mariadb: Server) -> None:
         assert result.database["alias"] == "default"
     both = dbhealth("--format", "json", "report", "--format", "text", "--database", "default")
     assert both.out.startswith("default: MariaDB")
+    for traceback in (["--traceback", "report"], ["report", "--traceback"]):
+        with pytest.raises(CommandError):
+            dbhealth(*traceback, "--database", "nowhere")
 
 
 def test_call_command(mariadb: Server) -> None:
