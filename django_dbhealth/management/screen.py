@@ -96,6 +96,17 @@ class Screen:
         return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
+def in_lines(text: str, output: OutputWrapper, *, used: int = 0) -> str:
+    """Return a sentence as a terminal shows it best: no word is cut at its edge.
+
+    ``used``: how many characters stand before it on its first line.
+    """
+    if not output.isatty():
+        return text
+    width = shutil.get_terminal_size().columns - 1
+    return textwrap.fill(" " * used + text, width, subsequent_indent="  ").lstrip()
+
+
 def printable(text: str) -> str:
     """Return a text of another program's as one line that does nothing to a terminal."""
     return _NOT_PRINTABLE.sub(" ", text)

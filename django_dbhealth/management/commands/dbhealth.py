@@ -15,7 +15,7 @@ from django_dbhealth.asking import Target, vendor_of_alias
 from django_dbhealth.conf import closest
 from django_dbhealth.health import aliases
 from django_dbhealth.management.output import PatientOutput
-from django_dbhealth.management.screen import Screen
+from django_dbhealth.management.screen import Screen, in_lines
 from django_dbhealth.management.subcommands import connections as listing
 from django_dbhealth.management.subcommands import explain, report, terminate, wait
 from django_dbhealth.management.subcommands.base import Run, seconds
@@ -83,7 +83,9 @@ class Command(BaseCommand):
         finally:
             output.flush()
         if run.failures:
-            raise CommandError("\n".join(run.failures))
+            used = len(f"{CommandError.__name__}: ")
+            lines = [in_lines(each, self.stderr, used=used) for each in run.failures]
+            raise CommandError("\n".join(lines))
 
     def _targets(
         self,
@@ -113,7 +115,7 @@ class Command(BaseCommand):
         return targets
 
     def _tell(self, sentence: str) -> None:
-        self.stderr.write(sentence)
+        self.stderr.write(in_lines(sentence, self.stderr))
 
 
 # Options. What stands before the subcommand, and is not said again, holds after it too.

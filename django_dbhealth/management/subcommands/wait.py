@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django_dbhealth.asking import FAILURES
 from django_dbhealth.diagnosis import classify
 from django_dbhealth.faults import Kind
+from django_dbhealth.management.screen import in_lines
 
 from .base import duration, seconds
 
@@ -87,7 +88,8 @@ def _wait(run: Run, target: Target, deadline: float) -> Problem | None:
                 return target.problem(error)
             if not has_told:
                 reason = target.problem(error).message
-                run.err.write(f"Waiting for {target.alias!r}, for up to {left:.0f} s: {reason}")
+                sentence = f"Waiting for {target.alias!r}, for up to {left:.0f} s: {reason}"
+                run.err.write(in_lines(sentence, run.err))
                 has_told = True
         time.sleep(min(PAUSE, left))
 
