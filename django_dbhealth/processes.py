@@ -195,6 +195,8 @@ def _key_of_host(host: str) -> str:
 def _holders() -> dict[str, list[int]]:
     """Return which processes hold each socket."""
     found: defaultdict[str, list[int]] = defaultdict(list)
+    if not _has_proc():
+        return found
     for pid in [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]:
         for inode in _sockets_of(pid):
             found[inode].append(pid)
@@ -224,9 +226,12 @@ def _unix_sockets() -> Iterator[tuple[str, str, str]]:
     command = shutil.which("ss")
     if command is None or not _has_proc():
         return
-    result = subprocess.run(  # noqa: S603
-        [command, "-Hxn"], capture_output=True, text=True, timeout=SS_TIMEOUT, check=False
-    )
+    try:
+        result = subprocess.run(  # noqa: S603
+            [command, "-Hxn"], capture_output=True, text=True, timeout=SS_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return
     for line in result.stdout.splitlines():
         if match := _UNIX_LINE.match(line):
             yield match[1], match[2], match[3]
@@ -259,6 +264,8 @@ def own_end(descriptor: int) -> OwnEnd:
     try:
         with socket.socket(fileno=os.dup(descriptor)) as duplicate:
             if duplicate.family == socket.AF_UNIX:
+                if not hasattr(socket, "SO_PEERCRED"):  # Linux only
+                    return OwnEnd()
                 peer = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
                 return OwnEnd(server_pid=struct.unpack("3i", peer)[0])
             near, far = duplicate.getsockname(), duplicate.getpeername()

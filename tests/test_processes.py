@@ -17,6 +17,7 @@ from django_dbhealth.processes import (
     Locator,
     OwnEnd,
     Sockets,
+    all_sockets,
     describe,
     key_of,
     own_end,
@@ -227,3 +228,5 @@ def test_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(processes, "PROC", tmp_path)
     [sentence] = why_unknown()
     assert "Linux" in sentence
+    assert all_sockets().at(key_of("127.0.0.1", 1)) == []
+    assert sockets_to(["/tmp/socket", ("127.0.0.1", 1)]) == []

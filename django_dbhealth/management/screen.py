@@ -40,11 +40,6 @@ class Screen:
         self._color = color and "NO_COLOR" not in os.environ
         self._has_rich = (is_terminal or color) and _writes_unicode(output) and _has_rich()
 
-    @property
-    def width(self) -> int | None:
-        """The terminal's columns, None for a pipe."""
-        return self._width
-
     def line(self, text: str = "", style: str = "") -> None:
         """Write a line; on a terminal it is broken between words."""
         text = printable(text)
