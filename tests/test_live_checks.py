@@ -248,6 +248,13 @@ def test_errors_of_the_question_are_raised(mariadb: Server, project: Any) -> Non
         ask_apart("live", question)
 
 
+def test_own_connection_is_closed_at_once(mariadb: Server, project: Any) -> None:
+    """It is closed when the question is answered, and not when nobody refers to it any more."""
+    register("live", mariadb.django())
+    connection = ask_apart("live", lambda connection: connection)
+    assert connection.connection is None
+
+
 def test_pool_is_left_alone(new_server: NewServer, project: Any) -> None:
     """The question is not put on a connection of a pool, which might have none left."""
     server = new_server("postgresql")
