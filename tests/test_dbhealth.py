@@ -193,6 +193,11 @@ def reserved(server: Server, **settings: Any) -> dict[str, Any]:
     return server.django(transport="tcp", **account, **settings)
 
 
+def ids_on(server: Server) -> list[int]:
+    """Return the account's sessions; a closed one is there until the server has noticed."""
+    return [each.id for each in server.sessions(USER)]
+
+
 def row_of(holder: Holder, *, sockets: int) -> str:
     """Return what the row of a process in the list of sockets looks like."""
     return rf"^ *{holder.pid} +\S+ +{sockets} +{re.escape(holder.command)}$"
@@ -306,6 +311,7 @@ def test_filter_and_groups(a_server: Any, new_alias: Any) -> None:
         idle = ask("connections", "--idle-over", "0.2").database["sessions"]
         assert {each["id"] for each in idle} == set(holder.ids)
         for by, value in (("host", "127.0.0.1"), ("user", USER), ("state", "Sleep")):
+            server.wait_for_sessions(3, USER)
             database = ask("connections", "--by", by).database
             groups = {each["value"]: each for each in database["groups"]}
             assert groups[value]["sessions"] == (3 if by == "state" else 4)
@@ -513,7 +519,7 @@ def test_terminate_ends_the_idle_ones(kind: str, a_server: Any, new_alias: Any) 
         )
         dry = ask("terminate", "--idle-over", "2", "--dry-run")
         assert {each["result"] for each in dry.database["sessions"]} == {"dry run"}
-        assert len(server.sessions(USER)) == 5
+        server.wait_for_sessions(5, USER)
 
         result = ask("terminate", "--idle-over", "2", "--noinput")
         assert result.status == 0
@@ -522,7 +528,7 @@ def test_terminate_ends_the_idle_ones(kind: str, a_server: Any, new_alias: Any) 
         assert {each["result"] for each in found} == {"terminated"}
         for session in expected:
             server.wait_until_gone(session)
-        assert [each.id for each in server.sessions(USER)] == [before[busy][0]]
+        wait_for(lambda: ids_on(server) == [before[busy][0]])
         for holder in (idle, other):
             assert not set(holder.query()) & set(before[holder])  # healed
         again = dbhealth("terminate", "--idle-over", "3600", "--noinput", "--database", "private")
@@ -541,7 +547,7 @@ def test_limit_takes_the_longest_idle(a_server: Any, new_alias: Any) -> None:
             [session] = ask(*arguments).database["sessions"]
             assert session["id"] == first.ids[0]
             server.wait_until_gone(first.ids[0])
-            assert [each.id for each in server.sessions(USER)] == second.ids
+            wait_for(lambda: ids_on(server) == second.ids)
 
 
 def test_terminate_asks_first(a_server: Any, new_alias: Any, monkeypatch: Any) -> None:
@@ -556,7 +562,7 @@ def test_terminate_asks_first(a_server: Any, new_alias: Any, monkeypatch: Any) -
             result = dbhealth(*arguments)
             assert result.status == status
             assert "Terminate 1 session? [y/N]" in result.err
-            assert [each.id for each in server.sessions(USER)] == holder.ids
+            wait_for(lambda: ids_on(server) == holder.ids)
         monkeypatch.setattr(sys, "stdin", StringIO("y\n"))
         assert "Terminated 1 session." in dbhealth(*arguments).out
         server.wait_until_gone(holder.ids[0])
@@ -597,7 +603,7 @@ def test_pooler_is_refused(a_server: Any, new_alias: Any) -> None:
             with override_settings(DBHEALTH={"DATABASES": {direct: {"POOLER": "transaction"}}}):
                 both = ["--database", other, "--database", direct]
                 assert dbhealth(*arguments, *both).status == 2
-            assert holder.ids[0] in [each.id for each in server.sessions(USER)]
+            assert holder.ids[0] in ids_on(server)
         report = ask("report").database
         assert (report["error"], report["server"]["is_pooled"]) == (None, True)
         assert ask("connections").status == 0
