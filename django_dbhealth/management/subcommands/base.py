@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from django_dbhealth.management.screen import Column
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from django_dbhealth.management.screen import Screen
     from django_dbhealth.processes import Holding, Process
     from django_dbhealth.report import Problem
+
+LINES_AT_A_TIME = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +42,14 @@ class Run:
         self.out.write(json.dumps(value, indent=2))
 
     def print_json_list(self, items: Iterable[object]) -> None:
-        """Write the items one by one, with what a JSON array has between them."""
-        encode = json.JSONEncoder(check_circular=False).encode  # there may be thousands
+        """Write the items as they come, with what a JSON array has between them.
+
+        Some at a time: with PYTHONUNBUFFERED each write is a call of the system.
+        """
+        lines = map(json.JSONEncoder(check_circular=False).encode, items)
         separator = "\n"
-        for item in items:
-            self.out.write(separator + encode(item), ending="")
+        while some := list(islice(lines, LINES_AT_A_TIME)):
+            self.out.write(separator + ",\n".join(some), ending="")
             separator = ",\n"
 
     def has_reader(self) -> bool:
