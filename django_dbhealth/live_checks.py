@@ -11,6 +11,7 @@ from django.core.checks import CheckMessage, Tags, Warning  # noqa: A004
 from django.db import connections
 
 from .checks import (
+    MISTAKES,
     Database,
     age_of,
     databases_in,
@@ -52,6 +53,15 @@ def check_servers_for_deployment(
     return [message for database in _with_server(databases) for message in _find_tight(database)]
 
 
+def find_all(database: Database, state: ServerState) -> Iterator[CheckMessage]:
+    """Yield what is wrong with a database's settings, now that its server has said something."""
+    for check in MISTAKES:
+        yield from check(database)
+    for check_against in MISFITS:
+        yield from check_against(database, state)
+    yield from _find_tight_limits(database, state)
+
+
 def _with_server(aliases: Iterable[str] | None) -> list[Database]:
     """Return those of the databases that a server can be asked about, without asking it.
 
@@ -78,6 +88,10 @@ def _find_tight(database: Database) -> Iterator[CheckMessage]:
     state = _answer(database)
     if isinstance(state, CheckMessage):
         return  # check_servers() says so
+    yield from _find_tight_limits(database, state)
+
+
+def _find_tight_limits(database: Database, state: ServerState) -> Iterator[CheckMessage]:
     for limit in state.limits:
         if _is_tight(limit):
             yield limit_is_nearly_reached(database, limit)

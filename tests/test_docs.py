@@ -26,6 +26,7 @@ from django.test import override_settings
 import django_dbhealth
 from django_dbhealth import LongRunningCommand
 from django_dbhealth.conf import KINDS, Config
+from django_dbhealth.management.commands.dbhealth import Command as DbHealth
 from django_dbhealth.session_state import SessionState
 from django_dbhealth.vendors import VENDORS
 from tests.app.models import Row
@@ -378,10 +379,26 @@ def options_of(command: str) -> set[str]:
     name = re.match(r"(?:[A-Z_]+=\S+ )*(?:python manage\.py )?(\w+) ", command)
     own = sources_of_example_commands()
     if name is None:
-        return parser_options(LongRunningCommand()) | set(re.findall(r'"(--[a-z-]+)"', own))
+        options = set(re.findall(r'"(--[a-z-]+)"', own))
+        return parser_options(LongRunningCommand()) | options_of_dbhealth() | options
     if (ROOT / f"example_project/management/commands/{name[1]}.py").exists():
         return parser_options(LongRunningCommand()) | set(re.findall(r'"(--[a-z-]+)"', own))
+    if name[1] == "dbhealth":
+        return options_of_dbhealth(*command.split())
     return parser_options(load_command_class("django.core", name[1]))
+
+
+def options_of_dbhealth(*words: str) -> set[str]:
+    """Return the options of the subcommand that is named; without one, of all."""
+    parser = DbHealth().create_parser("manage.py", "dbhealth")
+    [subparsers] = [each.choices for each in parser._actions if each.dest == "subcommand"]
+    assert isinstance(subparsers, dict)
+    named = [subparsers[word] for word in words if word in subparsers]
+    return {
+        option
+        for each in named or [parser, *subparsers.values()]
+        for option in each._option_string_actions
+    }
 
 
 def sources_of_example_commands() -> str:

@@ -405,7 +405,7 @@ def test_no_free_slot_names_the_connections(new_server: Any, add_database: Any) 
     what, ran, advice, held, *connections_held = note_of(caught.value)
     assert "1226 ER_USER_LIMIT_REACHED" in what
     assert ran == "No statement ran."
-    assert "SHOW PROCESSLIST" in advice
+    assert "dbhealth connections" in advice
     assert held == "This process holds 3 there:"
     assert len(connections_held) == 3
     text = "\n".join(connections_held)

@@ -21,6 +21,7 @@ class PatientOutput(OutputWrapper):
     """Django's OutputWrapper; once nobody reads it any more it is quiet instead of an error."""
 
     _out: Any  # a stream, or None in a process that was started without it
+    is_given_up = False  # nobody reads it any more
 
     @classmethod
     def over(cls, output: OutputWrapper) -> Self:
@@ -57,6 +58,7 @@ class PatientOutput(OutputWrapper):
         """
         if error.errno not in READER_GONE:
             raise error
+        self.is_given_up = True
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, self._out.fileno())
         os.close(descriptor)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from django_dbhealth.faults import Fault, KnownFault
     from django_dbhealth.session_state import RuleSet
 
-    from .server import Session
+    from .server import Endpoint, Session
 
 
 class Liveness(enum.Enum):
@@ -159,6 +159,12 @@ class Vendor:
         """Return what tells one server from another in settings of DATABASES."""
         options = settings["OPTIONS"]
         return (settings["HOST"], settings["PORT"], *map(options.get, self.address_options))
+
+    def endpoints_in(self, settings: Mapping[str, Any]) -> Sequence[Endpoint]:
+        """Return where the server listens by settings of DATABASES; none: they do not say it."""
+        return ()
+
+    sessions_are_processes: bool = False  # a session's id is that of the server's process for it
 
     session_rules: RuleSet
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+Endpoint = str | tuple[str, int]  # where a server listens: a unix socket's path, or host and port
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
@@ -28,6 +30,7 @@ class ServerState:
     user: str | None = None
     is_read_only: bool = False
     proxy: str | None = None  # what stands between, in words, where it can be told
+    client_address: tuple[str, int] | None = None  # as the server sees it; None: a unix socket
     is_pooled: bool = False  # by a proxy whose clients share its sessions: ids are not theirs
     timeouts: Mapping[str, float | None] = field(default_factory=dict)  # seconds; None: none
     idle_timeout: str | None = None  # which of them drops an idle session; None: nobody knows

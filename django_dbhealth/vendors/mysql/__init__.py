@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django_dbhealth.vendors.base import Vendor
 
@@ -14,12 +14,12 @@ from .server import server_state, sessions, terminate
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from django_dbhealth.vendors.base import Driver
-    from django_dbhealth.vendors.server import ServerState, Session
+    from django_dbhealth.vendors.server import Endpoint, ServerState, Session
 
 # An assignment with the word before it: "SET", a comma's nothing, or the scope. lock_wait_timeout
 # and @wait_timeout, a variable of the user's, are others.
@@ -28,6 +28,10 @@ _WAIT_TIMEOUT = re.compile(
     re.IGNORECASE,
 )
 _SCOPES_OF_OTHERS = ("GLOBAL", "PERSIST", "PERSIST_ONLY")
+
+DEFAULT_PORT = 3306
+# Debian's, Red Hat's, the libraries' own.
+DEFAULT_SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108
 
 
 class MySQL(Vendor):
@@ -49,6 +53,20 @@ class MySQL(Vendor):
             if scope.upper() not in _SCOPES_OF_OTHERS
         ]
         return found[-1] if found else None
+
+    def endpoints_in(self, settings: Mapping[str, Any]) -> Sequence[Endpoint]:
+        options = settings["OPTIONS"]
+        host = options.get("host") or settings["HOST"]
+        path = options.get("unix_socket") or (host if host.startswith("/") else "")
+        if path:
+            return (path,)
+        port = int(options.get("port") or settings["PORT"] or DEFAULT_PORT)
+        if host and host != "localhost":
+            return ((host, port),)
+        if "read_default_file" in options:  # it says where
+            return ()
+        # The C libraries take "localhost" for a unix socket, PyMySQL for an address.
+        return (*DEFAULT_SOCKETS, ("localhost", port))
 
     def driver_problem(self) -> str | None:
         # Django imports "MySQLdb", which may be PyMySQL in disguise. Then its version_info and

@@ -25,7 +25,7 @@ _no_slot = partial(
     _refused,
     kind=Kind.NO_FREE_SLOT,
     advice="Give connections back while nobody uses them: CONN_MAX_AGE = 0, or connections_released"
-    " around slow work. SHOW PROCESSLIST shows who holds them.",
+    " around slow work. manage.py dbhealth connections shows who holds them.",
 )
 _unreachable = partial(
     _refused,

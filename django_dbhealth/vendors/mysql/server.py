@@ -77,6 +77,7 @@ def server_state(connection: BaseDatabaseWrapper, driver: Driver | None) -> Serv
         user=account.name,
         is_read_only=any(variables.get(name, "OFF") not in NO for name in READ_ONLY),
         proxy=relay.words,
+        client_address=account.address,
         is_pooled=relay.is_pooled,
         timeouts=_timeouts(variables),
         idle_timeout=None if relay.is_pooled else "wait_timeout",

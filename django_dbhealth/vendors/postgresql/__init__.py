@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,12 +16,12 @@ from .server import server_state, sessions, terminate
 from .session_rules import SESSION_RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from django_dbhealth.vendors.base import Driver
-    from django_dbhealth.vendors.server import ServerState, Session
+    from django_dbhealth.vendors.server import Endpoint, ServerState, Session
 
 # "-c idle_session_timeout=5min" or "--idle-session-timeout=5min", as libpq takes it.
 _IDLE_SESSION_TIMEOUT = re.compile(
@@ -28,6 +29,8 @@ _IDLE_SESSION_TIMEOUT = re.compile(
 )
 # The units of the manual's section 20.1.1, in seconds; the parameter's own is the millisecond.
 _UNITS = {"us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+DEFAULT_FOLDERS = ("/run/postgresql", "/tmp")  # Debian's and Red Hat's, libpq's own  # noqa: S108
 
 
 class PostgreSQL(Vendor):
@@ -38,6 +41,7 @@ class PostgreSQL(Vendor):
     drivers: ClassVar[Mapping[str, Driver]] = {"psycopg": Psycopg(), "psycopg2": Psycopg2()}
     has_server_side_cursors = True
     has_pool = True
+    sessions_are_processes = True
     # Manual: Row and Array Comparisons. Measured, in the middle of 300,000 rows: 0.2 ms; with AND
     # and OR 16 ms. MariaDB: 60 and 2 ms.
     finds_row_values = True
@@ -51,6 +55,18 @@ class PostgreSQL(Vendor):
             return None
         number, unit = found[-1]
         return float(number) * _UNITS[unit] or None  # 0 switches it off
+
+    def endpoints_in(self, settings: Mapping[str, Any]) -> Sequence[Endpoint]:
+        options = settings["OPTIONS"]
+        if "service" in options:
+            return ()
+        port = int(options.get("port") or settings["PORT"] or os.environ.get("PGPORT", "5432"))
+        host = options.get("hostaddr") or options.get("host") or settings["HOST"]
+        host = host or os.environ.get("PGHOST", "")
+        if host and not host.startswith("/"):
+            return tuple((name, port) for name in host.split(","))
+        folders = (host,) if host else DEFAULT_FOLDERS
+        return tuple(f"{folder}/.s.PGSQL.{port}" for folder in folders)
 
     def pooled_idle_time(self, pool_options: Mapping[str, Any]) -> float:
         # psycopg_pool looks at max_lifetime only when a connection is given back (measured with

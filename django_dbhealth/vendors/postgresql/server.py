@@ -94,11 +94,12 @@ def server_state(connection: BaseDatabaseWrapper, driver: Driver | None) -> Serv
         cursor.execute(STATE)
         version, user, is_read_only, sees_all, session_id, *rest = cursor.fetchone()
         host, port, timeouts, *limits = rest
+        address = None if host is None else (host, port)
         relay = relay_between(
             driver,
             connection.connection,
             session_id=session_id,
-            seen_address=None if host is None else (host, port),
+            seen_address=address,
         )
     return ServerState(
         product="PostgreSQL",
@@ -106,6 +107,7 @@ def server_state(connection: BaseDatabaseWrapper, driver: Driver | None) -> Serv
         user=user,
         is_read_only=is_read_only,
         proxy=relay.words,
+        client_address=address,
         is_pooled=relay.is_pooled,
         timeouts=_timeouts(json.loads(timeouts)),
         idle_timeout=None if relay.is_pooled else "idle_session_timeout",
