@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 EXPLAIN_HELP = """\
 Says what an error of MySQL, MariaDB, PostgreSQL or one of their drivers means, whether its
-statement ran, and what to do. No database is asked.
+statement ran, and what to do. Only errors that concern connections are listed. No
+database is asked.
 
 The error is given by its number, its SQLSTATE, its name in the manual, or its text or a part of it:
 
@@ -68,4 +69,4 @@ class Command(BaseCommand):
 def _unknown(query: str) -> str:
     near = "".join(f"\n  {each}" for each in nearest(query))
     more = f" The nearest:{near}" if near else ""
-    return f"No known error has the code, the name or the text {query!r}.{more}"
+    return f"{query!r} is not known: only errors that concern connections are listed here.{more}"
