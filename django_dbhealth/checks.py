@@ -313,7 +313,7 @@ RISKS: tuple[Check, ...] = (
 def max_age_is_no_number(database: Database) -> Error:
     return error(
         "E001",
-        f"Your CONN_MAX_AGE of database {database.alias!r} is {described(database.max_age)}: "
+        f"CONN_MAX_AGE of database {database.alias!r} is {described(database.max_age)}: "
         "Django adds it to a number of seconds, so that every attempt to connect fails.",
         "Write a number of seconds without quotes, such as 60; or 0 to close each connection at "
         "the end of its request; or None to keep it. Text from the environment has to be "
@@ -360,8 +360,7 @@ def config_value_is_bad(problem: BadValue) -> Error:
 def max_age_is_odd(database: Database, effect: str) -> Warning:
     return warning(
         "W001",
-        f"Your CONN_MAX_AGE of database {database.alias!r} is {described(database.max_age)}, "
-        f"{effect}.",
+        f"CONN_MAX_AGE of database {database.alias!r} is {described(database.max_age)}, {effect}.",
         "Write a number of seconds such as 60; or 0 to close each connection at the end of its "
         "request; or None to keep it.",
     )
@@ -371,7 +370,7 @@ def health_checks_is_a_string(database: Database) -> Warning:
     value = database.health_checks
     return warning(
         "W002",
-        f"Your CONN_HEALTH_CHECKS of database {database.alias!r} is {described(value)}, "
+        f"CONN_HEALTH_CHECKS of database {database.alias!r} is {described(value)}, "
         f"a string that counts as {bool(value)}.",
         "Write True or False without quotes. Text from the environment or from a URL has to be "
         "converted first.",
@@ -381,7 +380,7 @@ def health_checks_is_a_string(database: Database) -> Warning:
 def max_age_over_idle_timeout(database: Database, limit: IdleLimit) -> Warning:
     return warning(
         "W003",
-        f"Your CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but a connection "
+        f"CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but a connection "
         f"that was idle for {limit.seconds:.15g} seconds is dropped by its server ({limit.source}) "
         "and CONN_HEALTH_CHECKS is off: the first request after a quiet time fails.",
         'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below '
@@ -393,7 +392,7 @@ def max_age_over_idle_timeout(database: Database, limit: IdleLimit) -> Warning:
 def max_age_over_own_timeout(database: Database, limit: IdleLimit) -> Warning:
     return warning(
         "W004",
-        f"Your CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but its server "
+        f"CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but its server "
         f"is told to drop a connection that was idle for {limit.seconds:.15g} seconds "
         f"({limit.source}) and CONN_HEALTH_CHECKS is off: the first request after a quiet time "
         "fails.",
@@ -488,4 +487,4 @@ def warning(number: str, message: str, advice: str) -> Warning:
 
 
 def _hint(number: str, advice: str) -> str:
-    return f"{advice} (docs: checks.html#django-dbhealth-{number.lower()})"
+    return f"{advice} (see docs/checks.md#django-dbhealth-{number.lower()})"

@@ -101,8 +101,8 @@ def _problem_of_order(query: Any, key: Key) -> str | None:
         return "it is ordered by extra() or reverse(). Add .order_by(), and order_by= here."
     if query.order_by not in ((), key.given, tuple(key.ordering)):
         return (
-            f"it is ordered by {', '.join(map(str, query.order_by))}. Add .order_by() to it, and "
-            "write chunked_iterator(..., order_by=...) with a unique key."
+            f"it is ordered by {', '.join(map(str, query.order_by))}. Add .order_by() to it: "
+            f"the key is the order, here {', '.join(key.given)}; order_by= takes another one."
         )
     return None
 

@@ -23,7 +23,11 @@ def classify(exc: BaseException, using: str | None = None) -> Fault | None:
     database where an error has lost its cause, as one that was pickled has. Of several errors on
     lost connections the first one counts: what came after it, a connect that failed for one, is
     its consequence. But where one of them leaves open whether its statement ran, that one counts.
+    What is no exception is a TypeError.
     """
+    if not isinstance(exc, BaseException):
+        message = f"classify() takes an exception, not {exc!r}: for a number use dbhealth explain."
+        raise TypeError(message)
     faults = list(_faults_behind(exc, using))
     return next(
         (fault for fault in reversed(faults) if fault.outcome is Outcome.UNKNOWN),

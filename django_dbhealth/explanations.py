@@ -33,7 +33,7 @@ class Explanation(NamedTuple):
             f"The statement: {_OUTCOMES[fault.outcome]}.",
             f"The connection: {usable}. Safe to retry: {retry}. Kind: {fault.kind.value}.",
             f"Source: {fault.source}.",
-            f"Docs: {fault.anchor}",
+            f"See {fault.anchor}",
         )
         return "\n".join([f"{fault.title} ({self.database})", *map(_indented, lines)])
 
@@ -93,7 +93,7 @@ def nearest(query: str) -> list[str]:
         for each in reversed(explanations())  # of two with one text the first one stays
         for text in _names(each.fault)
     }
-    close = difflib.get_close_matches(query.strip().lower(), titles, n=5, cutoff=0.4)
+    close = difflib.get_close_matches(query.strip().lower(), titles, n=5, cutoff=0.7)
     return list(dict.fromkeys(titles[text] for text in close))
 
 

@@ -34,6 +34,17 @@ class Outcome(enum.Enum):
     UNKNOWN = "unknown"  # it may have run, or run later
 
 
+# Advice that more than one of them needs
+AFTER_A_PAUSE = (
+    "A pause is the usual cause: give the connection back before it (LongRunningCommand,"
+    " connections_released), outside of atomic()."
+)
+PAUSE_OUTSIDE = (
+    "Do the whole transaction again, with the slow work (a download, a sleep) before or after"
+    " atomic(), not inside."
+)
+
+
 # Waiting or connecting anew does not help against the others, or the program has to change first.
 _WORTH_RETRYING = {
     Kind.LOST,
@@ -81,9 +92,9 @@ class Fault:
 
     @property
     def anchor(self) -> str:
-        """The place on the docs page ``faults`` where this fault stands."""
+        """The place in the docs where this fault stands."""
         words = f"fault {self.code or self.name} {self.variant}"
-        return "faults.html#" + re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+        return "docs/faults.md#" + re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .diagnosis import classify
-from .faults import Kind, Outcome, circumstances_of
+from .faults import PAUSE_OUTSIDE, Kind, Outcome, circumstances_of
 from .registry import known_connections
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MANY_CONNECTIONS = 5
 WORTH_TELLING = 0.1  # seconds
+A_PAUSE = 1.0  # seconds of idleness that are no coincidence
 
 
 def note_fault(watch: Watch, error: BaseException) -> Fault | None:
@@ -106,15 +107,19 @@ def _lines(watch: Watch, fault: Fault | None, circumstances: Circumstances) -> I
         return
     if fault.kind is Kind.READ_ONLY and not is_lost:
         yield _what_comes_next(watch.session_state())
-    yield f"What to do: {fault.advice} (docs: {fault.anchor})"
+    yield f"What to do: {_advice(fault, circumstances, is_lost)} (see {fault.anchor})"
     if fault.kind is Kind.NO_FREE_SLOT:
         yield from lines_of_held(_to_the_same_server(watch))
 
 
 def _idle(circumstances: Circumstances, limit: float | None) -> str:
-    idle = _seconds(circumstances.idle_seconds - circumstances.ran_seconds)
+    idle = _seconds(_idle_before(circumstances))
     known = f" (SERVER_IDLE_TIMEOUT: {limit:g} s)" if limit else ""
     return f" Idle for {idle}{known}."
+
+
+def _idle_before(circumstances: Circumstances) -> float:
+    return circumstances.idle_seconds - circumstances.ran_seconds
 
 
 def _duration(circumstances: Circumstances) -> str:
@@ -138,6 +143,16 @@ def _outcome(fault: Fault | None, circumstances: Circumstances) -> str:
     if circumstances.committing:
         return "Whether the transaction was committed is unknown."
     return "Whether the statement ran is unknown."
+
+
+def _advice(fault: Fault, circumstances: Circumstances, is_lost: bool) -> str:
+    """Return the fault's, or what to do with a transaction that has waited."""
+    waited = _idle_before(circumstances) >= A_PAUSE
+    if not (is_lost and waited and circumstances.in_transaction):
+        return fault.advice
+    if fault.outcome is Outcome.ROLLED_BACK:
+        return PAUSE_OUTSIDE
+    return f"{fault.advice} Slow work belongs before or after atomic(), not inside."
 
 
 def _what_comes_next(state: Sequence[str]) -> str:

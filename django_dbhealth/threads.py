@@ -108,7 +108,7 @@ def _warn_of_max_age(connection: BaseDatabaseWrapper) -> None:
     if _warned.setdefault(connection.alias, first) is not first:
         return
     logger.warning(
-        "Your CONN_MAX_AGE of database %r is %s, but under ASGI every request has a thread of its "
+        "CONN_MAX_AGE of database %r is %s, but under ASGI every request has a thread of its "
         "own, and its connection is closed when that thread ends: no request finds one to use "
         'again. Write "CONN_MAX_AGE": 0; what keeps connections open under ASGI is a pool.',
         connection.alias,

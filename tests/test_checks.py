@@ -84,13 +84,13 @@ def pool(value: Any = True, **options: Any) -> dict[str, Any]:
 def test_max_age_is_no_number() -> None:
     assert found(MYSQL, CONN_MAX_AGE="60") == [
         Error(
-            "Your CONN_MAX_AGE of database 'default' is '60': Django adds it to a number of "
+            "CONN_MAX_AGE of database 'default' is '60': Django adds it to a number of "
             "seconds, so that every attempt to connect fails.",
             hint=(
                 "Write a number of seconds without quotes, such as 60; or 0 to close each "
                 "connection at the end of its request; or None to keep it. Text from the "
                 "environment has to be converted first, for instance by int(). "
-                "(docs: checks.html#django-dbhealth-e001)"
+                "(see docs/checks.md#django-dbhealth-e001)"
             ),
             id="django_dbhealth.E001",
         )
@@ -154,10 +154,10 @@ def test_max_age_is_odd(value: object, words: str) -> None:
     """A number that is no age is a Warning that says what Django does, and nothing else."""
     assert found(MYSQL, {"SERVER_IDLE_TIMEOUT": 0.5}, CONN_MAX_AGE=value) == [
         Warning(
-            f"Your CONN_MAX_AGE of database 'default' is {words}",
+            f"CONN_MAX_AGE of database 'default' is {words}",
             hint=(
                 "Write a number of seconds such as 60; or 0 to close each connection at the end "
-                "of its request; or None to keep it. (docs: checks.html#django-dbhealth-w001)"
+                "of its request; or None to keep it. (see docs/checks.md#django-dbhealth-w001)"
             ),
             id="django_dbhealth.W001",
         )
@@ -181,14 +181,14 @@ def test_what_django_does_with_it(mariadb: Server, value: object, kept: bool) ->
 def test_max_age_over_the_assumed_timeout() -> None:
     assert found(MYSQL, CONN_MAX_AGE=600) == [
         Warning(
-            "Your CONN_MAX_AGE of database 'default' is 600, but a connection that was idle for "
+            "CONN_MAX_AGE of database 'default' is 600, but a connection that was idle for "
             "300 seconds is dropped by its server (assumed as long as DBHEALTH has no "
             "SERVER_IDLE_TIMEOUT for it) and CONN_HEALTH_CHECKS is off: the first request after "
             "a quiet time fails.",
             hint=(
                 'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below 300. If the server '
                 "really waits longer, write its timeout in seconds as SERVER_IDLE_TIMEOUT in "
-                "DBHEALTH. (docs: checks.html#django-dbhealth-w003)"
+                "DBHEALTH. (see docs/checks.md#django-dbhealth-w003)"
             ),
             id="django_dbhealth.W003",
         )
@@ -199,13 +199,13 @@ def test_max_age_over_the_timeout_of_the_setting() -> None:
     config = {"DATABASES": {"default": {"SERVER_IDLE_TIMEOUT": 5_000_000}}}
     assert found(POSTGRESQL, config, CONN_MAX_AGE=None) == [
         Warning(
-            "Your CONN_MAX_AGE of database 'default' is None, but a connection that was idle for "
+            "CONN_MAX_AGE of database 'default' is None, but a connection that was idle for "
             "5000000 seconds is dropped by its server (SERVER_IDLE_TIMEOUT in DBHEALTH) and "
             "CONN_HEALTH_CHECKS is off: the first request after a quiet time fails.",
             hint=(
                 'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below 5000000. If the server '
                 "really waits longer, write its timeout in seconds as SERVER_IDLE_TIMEOUT in "
-                "DBHEALTH. (docs: checks.html#django-dbhealth-w003)"
+                "DBHEALTH. (see docs/checks.md#django-dbhealth-w003)"
             ),
             id="django_dbhealth.W003",
         )
@@ -247,12 +247,12 @@ def test_max_age_over_the_timeout_of_init_command() -> None:
     options = {"init_command": "SET SESSION wait_timeout=60"}
     assert found(MYSQL, CONN_MAX_AGE=120, OPTIONS=options) == [
         Warning(
-            "Your CONN_MAX_AGE of database 'default' is 120, but its server is told to drop a "
+            "CONN_MAX_AGE of database 'default' is 120, but its server is told to drop a "
             "connection that was idle for 60 seconds (set in OPTIONS['init_command']) and "
             "CONN_HEALTH_CHECKS is off: the first request after a quiet time fails.",
             hint=(
                 'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below 60, or let OPTIONS set '
-                "a longer timeout. (docs: checks.html#django-dbhealth-w004)"
+                "a longer timeout. (see docs/checks.md#django-dbhealth-w004)"
             ),
             id="django_dbhealth.W004",
         )
@@ -338,11 +338,11 @@ def test_no_timeout_in_options(engine: str, options: object) -> None:
 def test_health_checks_is_a_string(value: str, counts_as: bool) -> None:
     assert found(SQLITE, CONN_HEALTH_CHECKS=value) == [
         Warning(
-            f"Your CONN_HEALTH_CHECKS of database 'default' is {value!r}, a string that counts "
+            f"CONN_HEALTH_CHECKS of database 'default' is {value!r}, a string that counts "
             f"as {counts_as}.",
             hint=(
                 "Write True or False without quotes. Text from the environment or from a URL has "
-                "to be converted first. (docs: checks.html#django-dbhealth-w002)"
+                "to be converted first. (see docs/checks.md#django-dbhealth-w002)"
             ),
             id="django_dbhealth.W002",
         )
@@ -366,7 +366,7 @@ def test_max_age_lost_in_options() -> None:
             hint=(
                 'Move it out of OPTIONS and write DATABASES["default"]["CONN_MAX_AGE"]. With '
                 "dj-database-url take it out of the URL and pass it to config() or parse(). "
-                "(docs: checks.html#django-dbhealth-e002)"
+                "(see docs/checks.md#django-dbhealth-e002)"
             ),
             id="django_dbhealth.E002",
         )
@@ -416,7 +416,7 @@ def test_pool_with_max_age(max_age: object, words: str) -> None:
             "allows only one of the two, so that every attempt to connect fails.",
             hint=(
                 "Remove CONN_MAX_AGE or write 0: the pool keeps the connections. "
-                "(docs: checks.html#django-dbhealth-e003)"
+                "(see docs/checks.md#django-dbhealth-e003)"
             ),
             id="django_dbhealth.E003",
         )
@@ -461,7 +461,7 @@ def test_pool_over_the_idle_timeout() -> None:
             hint=(
                 'Write "CONN_HEALTH_CHECKS": True, so that the pool checks each connection '
                 "before it hands it out. A shorter max_lifetime does not help: it is looked at "
-                "only when a connection is given back. (docs: checks.html#django-dbhealth-w005)"
+                "only when a connection is given back. (see docs/checks.md#django-dbhealth-w005)"
             ),
             id="django_dbhealth.W005",
         )
@@ -545,7 +545,7 @@ def test_an_old_pymysql(monkeypatch: pytest.MonkeyPatch) -> None:
             "The driver of database 'default' needs an upgrade. PyMySQL 1.1.2 is older than 1.2: "
             "its ping(), and so Django's health check, connects again by itself, and what the "
             "session carried is gone without an error.",
-            hint="Upgrade the driver. (docs: checks.html#django-dbhealth-w006)",
+            hint="Upgrade the driver. (see docs/checks.md#django-dbhealth-w006)",
             id="django_dbhealth.W006",
         )
     ]
@@ -582,7 +582,7 @@ def test_server_side_cursors_through_a_pooler() -> None:
             "asks for rows from a cursor that its session does not have.",
             hint=(
                 'Write DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = True. '
-                "(docs: checks.html#django-dbhealth-w007)"
+                "(see docs/checks.md#django-dbhealth-w007)"
             ),
             id="django_dbhealth.W007",
         )
@@ -606,7 +606,7 @@ def test_config_is_no_dict() -> None:
             "DBHEALTH is a value of type list, so it is ignored and all defaults hold.",
             hint=(
                 'Write a dict, such as DBHEALTH = {"SERVER_IDLE_TIMEOUT": 300}. '
-                "(docs: checks.html#django-dbhealth-e004)"
+                "(see docs/checks.md#django-dbhealth-e004)"
             ),
             id="django_dbhealth.E004",
         )
@@ -619,7 +619,7 @@ def test_config_value_is_bad() -> None:
             "DBHEALTH['PING_AFTER'] is True, so it is ignored and 30 holds.",
             hint=(
                 "Write a number of seconds from 0 to 31536000. "
-                "(docs: checks.html#django-dbhealth-e005)"
+                "(see docs/checks.md#django-dbhealth-e005)"
             ),
             id="django_dbhealth.E005",
         )
@@ -636,13 +636,13 @@ def test_config_key_is_unknown() -> None:
             "DBHEALTH['PING_AFTR'] is no setting of django-dbhealth, so it is ignored.",
             hint=(
                 f"Did you mean PING_AFTER? The settings are: {accepted}. "
-                "(docs: checks.html#django-dbhealth-w008)"
+                "(see docs/checks.md#django-dbhealth-w008)"
             ),
             id="django_dbhealth.W008",
         ),
         Warning(
             "DBHEALTH['X'] is no setting of django-dbhealth, so it is ignored.",
-            hint=f"The settings are: {accepted}. (docs: checks.html#django-dbhealth-w008)",
+            hint=f"The settings are: {accepted}. (see docs/checks.md#django-dbhealth-w008)",
             id="django_dbhealth.W008",
         ),
     ]
@@ -656,7 +656,7 @@ def test_config_alias_is_unknown() -> None:
             "is ignored.",
             hint=(
                 "Did you mean replica? The aliases in DATABASES are: default, replica. "
-                "(docs: checks.html#django-dbhealth-w009)"
+                "(see docs/checks.md#django-dbhealth-w009)"
             ),
             id="django_dbhealth.W009",
         )
@@ -762,7 +762,7 @@ def test_guard_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
         "Django has no DatabaseWrapper._cursor().",
         hint=(
             "Use versions of Django and django-dbhealth that fit each other, or write "
-            '"GUARD": False in DBHEALTH to go without. (docs: checks.html#django-dbhealth-w010)'
+            '"GUARD": False in DBHEALTH to go without. (see docs/checks.md#django-dbhealth-w010)'
         ),
         id="django_dbhealth.W010",
     )

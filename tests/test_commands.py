@@ -528,6 +528,20 @@ def test_terminal_without_progress(server: Server) -> None:
     assert "/?" not in shown
 
 
+def test_terminal_at_verbosity_0(server: Server) -> None:
+    """Nothing of ours is shown; the lines of a step are logged."""
+    with (
+        terminal() as (master, end),
+        running(server, "job", "progress", "-v", "0", stdout=end, stderr=end) as job,
+    ):
+        end.close()
+        shown = read_all(master, job)
+    os.close(master)
+    begin, end_of_step = [line for line in shown.splitlines() if "Save" in line]
+    assert begin == "LOG INFO Save …"
+    assert re.fullmatch(r"LOG INFO Save: done in \d\.\d s", end_of_step)
+
+
 def test_file_gets_its_lines_under_a_bar(server: Server, tmp_path: Path) -> None:
     """With standard output in a file and the bar on the terminal each gets what is its own."""
     path = tmp_path / "out"

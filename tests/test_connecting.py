@@ -276,7 +276,7 @@ def server(new_server: Any, add_database: Any) -> Server:
 
 
 def test_command_waits_for_its_server(server: Server) -> None:
-    """Without any setting a command waits for a minute."""
+    """Without any setting a command waits for a minute, and says so on standard error."""
     server.stop()
     with running(server, "job", "one_row") as job:
         line = b""

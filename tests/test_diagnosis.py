@@ -83,6 +83,13 @@ def test_no_database_error(exc: BaseException) -> None:
     assert classify(exc) is None
 
 
+@pytest.mark.parametrize("exc", ["2006", 2006, None, MySQLdb.OperationalError], ids=repr)
+def test_no_exception(exc: Any) -> None:
+    """A number is a question for the command; a class says nothing of what has happened."""
+    with pytest.raises(TypeError, match="takes an exception.* for a number use dbhealth explain"):
+        classify(exc)
+
+
 @pytest.mark.parametrize(
     "kind", [MySQLdb.OperationalError, pymysql.OperationalError, psycopg.Error, psycopg2.Error]
 )

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +32,7 @@ from django_dbhealth.session_state import SessionState
 from django_dbhealth.vendors import VENDORS
 from tests.app.models import Row
 from tests.servers.base import USER, wait_for
+from tests.test_commands import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -468,6 +470,49 @@ def test_demo_is_shown() -> None:
         headings = [heading.replace(name, value) for heading in headings]
     ours = [heading for heading in headings if "Your server" not in heading]
     assert re.findall(r"^\d\. .+$", shown, re.MULTILINE) == ours
+
+
+NUMBERS = re.compile(
+    r"(?<=127\.0\.0\.1:)\d+|^[\d.]+-MariaDB\S*|\d+:\d\d:\d\d|(?<=done in )[\d.]+|"
+    r"(?<=As told, in )\d+"
+)
+
+
+def lines_of_demo(text: str) -> list[str]:
+    """Return what a terminal is left with, without what differs from one run to the next."""
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text).expandtabs(4)
+    lines = [line.rstrip().rpartition("\r")[2] for line in plain.split("\n")]
+    return [NUMBERS.sub("N", line) for line in lines if line]
+
+
+def on_a_terminal(command: list[str]) -> str:
+    """Run a command with a terminal for its output, and return that."""
+    told = b""
+    with (
+        terminal() as (ours, end),
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            stdout=end,
+            stderr=end,
+        ),
+    ):
+        end.close()
+        with suppress(OSError):  # Linux: the other end was closed
+            while part := os.read(ours, 65536):
+                told += part
+    os.close(ours)
+    return told.decode()
+
+
+def test_demo_shows_what_the_readme_says() -> None:
+    """All of it, but for times, a port and MariaDB's version."""
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("<!-- demo -->\n```text\n", 1)[1].split("```\n<!-- /demo -->", 1)[0]
+    told = on_a_terminal([sys.executable, "scripts/demo.py"])
+    assert lines_of_demo(told) == lines_of_demo(block)
 
 
 def test_tracebacks_show_lines_that_are_there() -> None:

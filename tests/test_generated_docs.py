@@ -40,7 +40,7 @@ def test_faults_page_is_current() -> None:
 def test_every_fault_has_its_place() -> None:
     page = docs.faults_page()
     targets = re.findall(r"^\((\S+)\)=\n### ", page, re.MULTILINE)
-    assert targets == [each.fault.anchor.partition("faults.html#")[2] for each in explanations()]
+    assert targets == [each.fault.anchor.partition("docs/faults.md#")[2] for each in explanations()]
 
 
 def test_what_is_from_the_manual_is_listed() -> None:

@@ -166,7 +166,7 @@ def test_unreachable(mariadb: Server, project: Any) -> None:
     assert found == Warning(
         "The server of database 'live' could not be asked: 2002 CR_CONNECTION_ERROR. "
         f"{fault.meaning}",
-        hint=f"{fault.advice} (docs: checks.html#django-dbhealth-w101)",
+        hint=f"{fault.advice} (see docs/checks.md#django-dbhealth-w101)",
         id="django_dbhealth.W101",
     )
 
@@ -196,7 +196,7 @@ def test_frozen(kind: str, transport: Any, new_server: NewServer, project: Any) 
         "(PING_TIMEOUT).",
         hint=(
             "See whether the server runs, and whether something on the way drops packets. "
-            "(docs: checks.html#django-dbhealth-w101)"
+            "(see docs/checks.md#django-dbhealth-w101)"
         ),
         id="django_dbhealth.W101",
     )
@@ -281,7 +281,7 @@ def test_max_age_over_the_real_timeout(kind: str, servers: dict[str, Server], pr
         "after a quiet time fails.",
         hint=(
             'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below 60. '
-            "(docs: checks.html#django-dbhealth-w102)"
+            "(see docs/checks.md#django-dbhealth-w102)"
         ),
         id="django_dbhealth.W102",
     )
@@ -315,7 +315,7 @@ def test_pool_over_the_real_timeout(servers: dict[str, Server], project: Any) ->
         "pool hands out dead connections.",
         hint=(
             'Write "CONN_HEALTH_CHECKS": True, so that the pool checks each connection before it '
-            "hands it out. (docs: checks.html#django-dbhealth-w103)"
+            "hands it out. (see docs/checks.md#django-dbhealth-w103)"
         ),
         id="django_dbhealth.W103",
     )
@@ -346,7 +346,7 @@ def test_setting_over_the_real_timeout(
         "the server drops it after 60 (wait_timeout).",
         hint=(
             "Write 60 as SERVER_IDLE_TIMEOUT in DBHEALTH, or less where a proxy or a firewall "
-            "drops connections earlier. (docs: checks.html#django-dbhealth-w104)"
+            "drops connections earlier. (see docs/checks.md#django-dbhealth-w104)"
         ),
         id="django_dbhealth.W104",
     )
@@ -387,7 +387,7 @@ def test_pool_over_the_limit(servers: dict[str, Server], project: Any) -> None:
         "may have 5 at once (CONNECTION LIMIT of the role).",
         hint=(
             "Write a max_size below 5, divided by the number of your processes, or have the limit "
-            "raised. (docs: checks.html#django-dbhealth-w105)"
+            "raised. (see docs/checks.md#django-dbhealth-w105)"
         ),
         id="django_dbhealth.W105",
     )
@@ -429,7 +429,7 @@ def test_limit_is_nearly_reached(kind: str, servers: dict[str, Server], project:
         f"Of database 'live' the account may have 3 at once ({name}), and 2 are open.",
         hint=(
             "See who holds them with python manage.py dbhealth connections, and close what nobody "
-            "uses, or have the limit raised. (docs: checks.html#django-dbhealth-w106)"
+            "uses, or have the limit raised. (see docs/checks.md#django-dbhealth-w106)"
         ),
         id="django_dbhealth.W106",
     )

@@ -90,7 +90,37 @@ def test_lost_in_a_transaction(database: Database) -> None:
         else "Whether the statement ran is unknown."
     )
     assert why == "Not healed: it was in a transaction."
-    assert advice == f"What to do: {fault.advice} (docs: {fault.anchor})"
+    what_to_do = (
+        "Do the whole transaction again, with the slow work (a download, a sleep) before or after"
+        " atomic(), not inside."
+        if fault.outcome is Outcome.ROLLED_BACK
+        else f"{fault.advice} Slow work belongs before or after atomic(), not inside."
+    )
+    assert advice == f"What to do: {what_to_do} (see {fault.anchor})"
+
+
+def test_lost_in_a_transaction_without_a_pause(database: Database) -> None:
+    """Nothing waited, so it is not said that something should not."""
+    with pytest.raises(OperationalError) as caught, transaction.atomic("database"):
+        create()
+        lose(database)
+        be_idle_for(-60)  # however long the loss took
+        create()
+    fault = classify(caught.value)
+    assert fault is not None
+    assert note_of(caught.value)[-1] == f"What to do: {fault.advice} (see {fault.anchor})"
+
+
+def test_lost_after_a_pause_without_a_transaction(database: Database) -> None:
+    """The fault's own advice is about that."""
+    run("CREATE TEMPORARY TABLE shelf (id int)")
+    lose(database)
+    be_idle_for(412)
+    with pytest.raises(OperationalError) as caught:
+        create()
+    fault = classify(caught.value)
+    assert fault is not None
+    assert note_of(caught.value)[-1] == f"What to do: {fault.advice} (see {fault.anchor})"
 
 
 def test_idle_limit_of_the_settings(database: Database, settings: Any) -> None:

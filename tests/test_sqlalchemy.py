@@ -248,7 +248,7 @@ def test_check(make: Any) -> None:
     hint = (
         "Write create_engine(url, **pool_options()), or a pool_recycle below 300 with "
         "pool_pre_ping=True. If the server really waits longer, write its timeout in seconds as "
-        "SERVER_IDLE_TIMEOUT in DBHEALTH. (docs: checks.html#django-dbhealth-w201)"
+        "SERVER_IDLE_TIMEOUT in DBHEALTH. (see docs/checks.md#django-dbhealth-w201)"
     )
     assert found == [
         checks.Warning(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 HELP = "what an error means, whether its statement ran, and what to do"
 DESCRIPTION = """\
 Says what an error of MySQL, MariaDB, PostgreSQL or one of their drivers means,
-whether its statement ran, and what to do. No database is asked.
+whether its statement ran, and what to do. Only errors that concern connections
+are listed. No database is asked.
 
 The error is given by its number, its SQLSTATE, its name in the manual, or its
 text or a part of it:
@@ -50,4 +51,4 @@ def run(run: Run, *, error: list[str], **options: Any) -> None:
 def _unknown(query: str) -> str:
     near = "".join(f"\n  {each}" for each in nearest(query))
     more = f" The nearest:{near}" if near else ""
-    return f"No known error has the code, the name or the text {query!r}.{more}"
+    return f"{query!r} is not known: only errors that concern connections are listed here.{more}"

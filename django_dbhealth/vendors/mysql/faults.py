@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from django_dbhealth.faults import Fault, Kind, Outcome, first_fit, known
+from django_dbhealth.faults import AFTER_A_PAUSE, Fault, Kind, Outcome, first_fit, known
 
 MEASURED = "measured: MariaDB 10.11, mysqlclient 2.3 on libmariadb 3.3, PyMySQL 1.2"
 MANUAL = "manual: server error message reference"
@@ -311,7 +311,9 @@ FAULTS = (
             meaning="The connection broke, or read_timeout passed, before the answer was there:"
             " the statement may have run, and may still be running.",
             advice="Look whether its effect is there before you do it again: of 231 inserts with"
-            " this error 61 had run. If results are read slowly, raise net_write_timeout.",
+            " this error 61 had run. After a pause: give the connection back before the next one"
+            " (LongRunningCommand, connections_released), outside of atomic(). If results are read"
+            " slowly, raise net_write_timeout.",
             source=MEASURED,
         ),
         connecting=False,
@@ -331,8 +333,8 @@ FAULTS = (
             outcome=Outcome.NOT_EXECUTED,
             meaning="The server had closed the connection before the statement was sent: it was"
             " idle for longer than wait_timeout, killed, or the server restarted.",
-            advice="Do the work again on a new connection. If it happens at once and again, the"
-            " statement is larger than max_allowed_packet: send less in one.",
+            advice=f"Do the work again on a new connection. {AFTER_A_PAUSE} If it happens at once"
+            " and again, the statement is larger than max_allowed_packet: send less in one.",
             source=MEASURED,
         ),
         connecting=False,
@@ -440,7 +442,8 @@ FAULTS = (
             outcome=Outcome.NOT_EXECUTED,
             meaning="The connection was idle for longer than wait_timeout, so MySQL closed it. (On"
             " MariaDB 4031 is about a trigger, and the connection is fine.)",
-            advice="Do the work again on a new connection. Set CONN_MAX_AGE below wait_timeout.",
+            advice=f"Do the work again on a new connection. {AFTER_A_PAUSE} In a site set"
+            " CONN_MAX_AGE below wait_timeout.",
             source="measured elsewhere: MySQL 9.7; told from MariaDB's 4031 by its text",
         ),
         "wait_timeout",

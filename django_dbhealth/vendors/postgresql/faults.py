@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from django_dbhealth.faults import Fault, Kind, Outcome, known
+from django_dbhealth.faults import AFTER_A_PAUSE, PAUSE_OUTSIDE, Fault, Kind, Outcome, known
 
 from .messages import NOT_READY, SLOTS_ARE_RESERVED, TOO_MANY_CLIENTS, TOO_MANY_CONNECTIONS
 
@@ -323,7 +323,8 @@ FAULTS = (
             outcome=Outcome.NOT_EXECUTED,
             meaning="The connection was idle for longer than idle_session_timeout, so the server"
             " closed it.",
-            advice="Do the work again on a new connection. Set CONN_MAX_AGE below the timeout.",
+            advice=f"Do the work again on a new connection. {AFTER_A_PAUSE} In a site set"
+            " CONN_MAX_AGE below the timeout.",
             source=MEASURED_PSYCOPG,
         ),
     ),
@@ -336,8 +337,7 @@ FAULTS = (
             meaning="The transaction waited for its next statement for longer than"
             " idle_in_transaction_session_timeout, so the server rolled it back and closed the"
             " connection.",
-            advice="Do the whole transaction again, with the slow work (a download, a sleep) before"
-            " or after atomic(), not inside.",
+            advice=PAUSE_OUTSIDE,
             source=MEASURED_PSYCOPG,
         ),
     ),
