@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import namedtuple
+from copy import copy
 from functools import partial
 from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.core.exceptions import EmptyResultSet
 from django.db import Error, connections
 from django.db.models import QuerySet, Value
@@ -23,6 +25,7 @@ from django.db.models.query import (
     ValuesIterable,
     ValuesListIterable,
 )
+from django.utils.asyncio import async_unsafe
 
 from .closing import close
 from .compiled import CompiledQuery, Slot
@@ -34,7 +37,7 @@ from .vendors import vendor_named
 from .watch import watch_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -234,6 +237,13 @@ def _without(names: Iterable[str], row: Any) -> Any:
 # The iterator
 
 
+class Place:
+    """How far one iterator has come, and those with an end that were made of it."""
+
+    def __init__(self, position: Any) -> None:
+        self.position = position
+
+
 class ChunkedIterator(Generic[T]):
     """What ``chunked_iterator()`` returns. Each loop over it goes on after ``position``."""
 
@@ -245,7 +255,7 @@ class ChunkedIterator(Generic[T]):
         self._form = Form.of(queryset.order_by(*key.ordering), key)
         self._key = key
         self._chunk_size = self._size = chunk_size
-        self._position = position
+        self._place = Place(position)
         self._query: CompiledQuery | None = None
         self._query_for: tuple[Any, ...] = ()
 
@@ -255,32 +265,63 @@ class ChunkedIterator(Generic[T]):
 
         One value, or a tuple where the key has several fields; None before the first row.
         """
-        return self._position
+        return self._place.position
 
     def __iter__(self) -> Iterator[T]:
         key_of, shape = self._form.key_of, self._form.shape
-        position = self._position
+        position = self._place.position
         while True:
             before = position
             for row in self._read(position):
                 # Now: the program may change the row, and delete() takes its key from it.
-                self._position = position = key_of(row)
+                self._place.position = position = key_of(row)
                 yield row if shape is None else shape(row)
             if position is before:
                 return
 
+    async def __aiter__(self) -> AsyncIterator[T]:
+        key_of, shape = self._form.key_of, self._form.shape
+        position = self._place.position
+        while rows := await sync_to_async(self._piece)(position):
+            for row in rows:
+                self._place.position = position = key_of(row)
+                yield row if shape is None else shape(row)
+
     def chunks(self) -> Iterator[list[T]]:
         """Yield the rows in lists, one for each piece."""
         key_of, shape = self._form.key_of, self._form.shape
-        position = self._position
-        while rows := list(self._read(position)):
-            self._position = position = key_of(rows[-1])
+        position = self._place.position
+        while rows := self._piece(position):
+            self._place.position = position = key_of(rows[-1])
             yield rows if shape is None else list(map(shape, rows))
 
     def count(self) -> int:
         """Return how many rows come after ``position``, with one query."""
-        return self._filtered(self._rows.order_by(), self._position).count()
+        return self._filtered(self._rows.order_by(), self._place.position).count()
 
+    def _up_to_now(self) -> ChunkedIterator[T]:
+        """Return this iterator with an end: the last key that there is now, found by one query.
+
+        It moves the position of this one.
+        """
+        table: QuerySet[Any, Any] = QuerySet(self._rows.model).using(self._alias)
+        keys = table.values_list(*self._key.names)
+        backwards = ChunkedIterator(keys, self._key.opposite, 1, None)
+        next(iter(backwards), None)
+        end = backwards.position
+        bounded = copy(self)
+        bounded._rows = self._until(end, self._rows)
+        bounded._form = self._form._replace(queryset=self._until(end, self._form.queryset))
+        bounded._query = None
+        return bounded
+
+    def _piece(self, position: Any) -> list[Any]:
+        """Return the rows of the piece after the position, complete: for another thread too."""
+        return list(self._read(position))
+
+    @async_unsafe(
+        "You cannot loop over chunked_iterator() with `for` in an async context - use `async for`."
+    )
     def _read(self, position: Any) -> Iterator[Any]:
         """Return the rows of the piece after the position, none when there are no more."""
         has_failed = False
@@ -335,11 +376,23 @@ class ChunkedIterator(Generic[T]):
         """Return those of the rows that come after the position."""
         if position is None:
             return rows
-        vendor = vendor_named(connections[self._alias].vendor)
-        row_values = vendor is not None and vendor.finds_row_values
         return rows.filter(
-            self._key.after(position, row_values=row_values, as_expression=as_expression)
+            self._key.after(
+                position, row_values=self._finds_row_values, as_expression=as_expression
+            )
         )
+
+    def _until(self, end: Any, rows: QuerySet[Any, Any]) -> QuerySet[Any, Any]:
+        """Return those of the rows that come up to the end, none where that is None."""
+        if end is None:
+            return rows.none()
+        condition = self._key.opposite.after(end, row_values=self._finds_row_values, inclusive=True)
+        return rows.filter(condition)
+
+    @property
+    def _finds_row_values(self) -> bool:
+        vendor = vendor_named(connections[self._alias].vendor)
+        return vendor is not None and vendor.finds_row_values
 
     def _report(self, error: Error) -> None:
         logger.info(

@@ -56,6 +56,11 @@ class Key(NamedTuple):
         return [sign + name for sign, name in zip(self.signs, self.names, strict=True)]
 
     @property
+    def opposite(self) -> Key:
+        """The key with each direction turned round."""
+        return self._replace(signs=tuple("" if sign else "-" for sign in self.signs))
+
+    @property
     def hidden(self) -> dict[str, F]:
         """What ``annotate()`` takes, to read the key where the queryset does not."""
         return {f"_dbhealth_key_{number}": F(name) for number, name in enumerate(self.names)}
@@ -87,33 +92,41 @@ class Key(NamedTuple):
         return dict(zip(self.fields, values, strict=True))
 
     def after(
-        self, position: Any, *, row_values: bool, as_expression: type[Value] = Value
+        self,
+        position: Any,
+        *,
+        row_values: bool,
+        as_expression: type[Value] = Value,
+        inclusive: bool = False,
     ) -> Q | Func:
         """Return the condition for the rows that come after the position.
 
         ``row_values``: where the database finds ``(a, b) > (x, y)`` by an index. The values in it
-        are of the class ``as_expression``.
+        are of the class ``as_expression``. ``inclusive``: the row at the position too.
         """
         values = [
             as_expression(value, output_field=field)
             for field, value in self.values(position).items()
         ]
         if row_values and len(self.fields) > 1 and len(set(self.signs)) == 1:
-            return self._after_row(values)
+            return self._after_row(values, inclusive=inclusive)
         after = Q()
+        last = "e" if inclusive else ""
         for name, sign, value in reversed([*zip(self.names, self.signs, values, strict=True)]):
-            beyond = Q(**{f"{name}__{'lt' if sign else 'gt'}": value})
+            lookup = f"{name}__{'lt' if sign else 'gt'}"
+            beyond = Q(**{lookup if after else lookup + last: value})
             after = beyond | (Q(**{name: value}) & after) if after else beyond
         if len(self.fields) > 1:  # an index is entered at the first field's value
             after = Q(**{f"{name}__{'lte' if sign else 'gte'}": value}) & after
         return after
 
-    def _after_row(self, values: Sequence[Value]) -> Func:
+    def _after_row(self, values: Sequence[Value], *, inclusive: bool) -> Func:
+        operator = ("<" if self.signs[0] else ">") + ("=" if inclusive else "")
         return Func(
             Func(*map(F, self.names), template="(%(expressions)s)"),
             Func(*values, template="(%(expressions)s)"),
             template="%(expressions)s",
-            arg_joiner=" < " if self.signs[0] else " > ",
+            arg_joiner=f" {operator} ",
             output_field=BooleanField(),
         )
 

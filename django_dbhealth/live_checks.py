@@ -205,7 +205,7 @@ def server_cannot_be_asked(database: Database, error: Exception) -> Warning:
 def max_age_over_real_timeout(database: Database, state: ServerState, seconds: float) -> Warning:
     return warning(
         "W102",
-        f"Your CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but its server "
+        f"CONN_MAX_AGE of database {database.alias!r} is {age_of(database)}, but its server "
         f"drops a connection that was idle for {seconds:.15g} seconds ({state.idle_timeout}) and "
         "CONN_HEALTH_CHECKS is off: the first request after a quiet time fails.",
         f'Write "CONN_HEALTH_CHECKS": True or a CONN_MAX_AGE below {seconds:.15g}.',

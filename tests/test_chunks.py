@@ -7,10 +7,13 @@ import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.core.management import call_command
 from django.db import connections, models, transaction
 from django.db.models import Count, Exists, F, Func, OuterRef, Prefetch, Q, Window
@@ -22,7 +25,7 @@ from django_dbhealth import LongRunningCommand, chunked_iterator
 from tests.app.models import Book, Loan, Novel, Page, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.conftest import Database
 
@@ -548,6 +551,77 @@ def test_works_in_a_transaction(library: Database) -> None:
         assert len(list(chunked_iterator(rows, chunk_size=10))) == COUNT
 
 
+# In async code
+
+
+async def collected(rows: Any) -> list[Any]:
+    return [row async for row in rows]
+
+
+@pytest.mark.parametrize("name", forms(BOOKS))
+def test_async_forms(library: Database, name: str) -> None:
+    """`async for` gives what `for` gives."""
+    queryset = forms(Book.objects.using(ALIAS))[name]
+    for order_by in (["pk"], ["created", "-pk"]):
+        expected = chunked_iterator(queryset, order_by=order_by)
+        rows = chunked_iterator(queryset, order_by=order_by, chunk_size=4)
+        seen = async_to_sync(collected)(rows)
+        assert list(map(contents, seen)) == list(map(contents, expected))
+
+
+def test_async_rows_are_whole(library: Database) -> None:
+    """Nothing is left to be read in the event loop, and a piece is read when it is needed."""
+    books = Book.objects.using(ALIAS).select_related("sequel_of").prefetch_related("loans")
+    expected = {book.pk: (book.sequel_of, [*book.loans.all()]) for book in books}
+    seen = {}
+    made = []
+
+    async def read() -> None:
+        async for book in chunked_iterator(books, chunk_size=8):
+            seen[book.pk] = (book.sequel_of, [*book.loans.all()])
+            made.append(len(queries))
+
+    with CaptureQueriesContext(connections[ALIAS]) as queries:
+        async_to_sync(read)()
+    assert seen == expected
+    assert made == [2] * 8 + [4] * 8 + [6] * 7
+
+
+def test_async_position(library: Database) -> None:
+    """It is that of the row given out; a loop goes on where the last one ended, async or not."""
+    rows = chunked_iterator(Page.objects.using(ALIAS), chunk_size=5)
+    seen = []
+
+    async def read() -> None:
+        async for page in rows:
+            seen.append(page)
+            assert rows.position == (page.volume, page.number)
+            if len(seen) % 7 == 0:
+                return
+
+    async_to_sync(read)()
+    assert rows.count() == COUNT - 7
+    seen += next(iter(rows.chunks()))
+    async_to_sync(read)()
+    assert len(seen) == 14
+    async_to_sync(read)()
+    seen += rows
+    assert seen == list(Page.objects.using(ALIAS).order_by("volume", "number"))
+
+
+def test_plain_loop_in_async_code_is_refused(library: Database) -> None:
+    """The error says what to write."""
+    rows = chunked_iterator(Book.objects.using(ALIAS))
+
+    async def read() -> None:
+        with pytest.raises(SynchronousOnlyOperation, match="use `async for`"):
+            next(iter(rows))
+        with pytest.raises(SynchronousOnlyOperation, match="use `async for`"):
+            next(rows.chunks())
+
+    async_to_sync(read)()
+
+
 # In a command
 
 
@@ -563,37 +637,155 @@ class Counting(LongRunningCommand):
             self.seen.append(each)
 
 
-def tracked(iterable: Any, total: int | None = None) -> tuple[list[Any], str, int]:
+class CountingAsync(Counting):
+    async def handle(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
+        async for each in self.track(*self.arguments):
+            self.seen.append(each)
+
+
+both = pytest.mark.parametrize("kind", [Counting, CountingAsync])
+
+
+def tracked(
+    kind: type[Counting], iterable: Any, total: int | None = None
+) -> tuple[list[Any], str, int]:
     """Return the items that came, the last line that was shown, and the number of queries."""
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
-    command = Counting(iterable, total)
+    command = kind(iterable, total)
     with CaptureQueriesContext(connections[ALIAS]) as queries:
         call_command(command, no_progress=True, stdout=terminal)
     return command.seen, terminal.getvalue().splitlines()[-1], len(queries)
 
 
-def test_track_reads_in_pieces(library: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The total is known, from one more query."""
-    monkeypatch.setattr("django_dbhealth.management.base.chunked_iterator", small_pieces)
+@both
+def test_track_reads_in_pieces(
+    library: Database, monkeypatch: pytest.MonkeyPatch, kind: type[Counting]
+) -> None:
+    """The last key and the total are known, from one more query each."""
+    monkeypatch.setattr("django_dbhealth.management.tracking.chunked_iterator", small_pieces)
     books = list(Book.objects.using(ALIAS).order_by("pk"))
-    assert tracked(Book.objects.using(ALIAS)) == (books, "books: 23 of 23 (100%)", 1 + 4)
-    assert tracked(Book.objects.using(ALIAS), total=46)[1:] == ("books: 23 of 46 (50%)", 4)
+    queryset = Book.objects.using(ALIAS)
+    assert tracked(kind, queryset) == (books, "books: 23 of 23 (100%)", 2 + 4)
+    assert tracked(kind, queryset, total=46)[1:] == ("books: 23 of 46 (50%)", 1 + 4)
 
 
 def small_pieces(queryset: Any) -> Any:
     return chunked_iterator(queryset, chunk_size=10)
 
 
-def test_track_a_chunked_iterator(library: Database) -> None:
+@both
+def test_track_a_chunked_iterator(library: Database, kind: type[Counting]) -> None:
     """It counts what is left of it."""
     keys = list(Book.objects.using(ALIAS).order_by("pk").values_list("pk", flat=True))
     rows = chunked_iterator(Book.objects.using(ALIAS), start_after=keys[2], chunk_size=10)
-    seen, line, queries = tracked(rows)
+    seen, line, queries = tracked(kind, rows)
     assert [book.pk for book in seen] == keys[3:]
-    assert (line, queries) == ("books: 20 of 20 (100%)", 1 + 3)
+    assert (line, queries) == ("books: 20 of 20 (100%)", 2 + 3)
+    assert rows.position == keys[-1]
 
 
+BEYOND: dict[Any, Callable[[Page], dict[str, int]]] = {
+    "pk": lambda page: {"volume": 3, "number": 100 + page.number},
+    "-pk": lambda page: {"volume": 0, "number": -1 - page.number},
+    ("volume", "-number"): lambda page: {"volume": 3, "number": -1 - page.number},
+    ("text", "pk"): lambda page: {"volume": 100 + page.number, "number": 1},
+}
+
+
+@contextmanager
+def growing(order_by: Any) -> Iterator[Callable[[Page], None]]:
+    """Give what adds a page beyond the last one. In the end they are gone again."""
+    add = BEYOND[order_by]
+
+    def extend(page: Page) -> None:
+        Page.objects.using(ALIAS).create(**add(page), text="text 9")
+
+    with transaction.atomic(using=ALIAS):
+        yield extend
+        transaction.set_rollback(True, using=ALIAS)
+
+
+class Extending(Counting):
+    def __init__(self, iterable: Any, extend: Callable[[Page], None]) -> None:
+        super().__init__(iterable)
+        self.extend = extend
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        for page in islice(self.track(*self.arguments), 3 * COUNT):
+            self.seen.append(page)
+            self.extend(page)
+
+
+class ExtendingAsync(Extending):
+    async def handle(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
+        async for page in self.track(*self.arguments):
+            self.seen.append(page)
+            await sync_to_async(self.extend)(page)
+            if len(self.seen) == 3 * COUNT:
+                return
+
+
+@pytest.mark.parametrize("kind", [Extending, ExtendingAsync])
+@pytest.mark.parametrize("order_by", BEYOND, ids=str)
+def test_track_ends_at_the_last_key_of_its_beginning(
+    library: Database, kind: type[Extending], order_by: Any
+) -> None:
+    """A loop that adds rows to its own table ends, and every row that was there comes once."""
+    ordering = KEYS_OF_PAGES[order_by]
+    with growing(order_by) as extend:
+        pages = list(Page.objects.using(ALIAS).order_by(*ordering))
+        rows = chunked_iterator(Page.objects.using(ALIAS), order_by=order_by, chunk_size=5)
+        seen = list(islice(rows, 7))
+        command = kind(rows, extend)
+        call_command(command)
+        assert seen + command.seen == pages
+        # The end was track()'s. The iterator itself has none.
+        assert rows.count() == COUNT - 7
+        assert list(rows) == list(Page.objects.using(ALIAS).order_by(*ordering))[COUNT:]
+
+
+KEYS_OF_PAGES = {
+    "pk": ["volume", "number"],
+    "-pk": ["-volume", "-number"],
+    ("volume", "-number"): ["volume", "-number"],
+    ("text", "pk"): ["text", "volume", "number"],
+}
+
+
+@both
+def test_track_of_a_queryset_ends_at_the_last_key(library: Database, kind: type[Counting]) -> None:
+    """Whatever another program adds meanwhile: the pieces and the total end at the same key."""
+    with transaction.atomic(using=ALIAS):
+        books = list(Book.objects.using(ALIAS).order_by("pk"))
+        with CaptureQueriesContext(connections[ALIAS]) as queries:
+            assert tracked(kind, Book.objects.using(ALIAS))[0] == books
+    last, *rest = [each["sql"] for each in queries]
+    assert re.search(r"DESC LIMIT 1\b", last)
+    end = rf"id.? <= \(?{books[-1].pk}\b"
+    assert [sql for sql in rest if not re.search(end, sql)] == []
+
+
+END_CONDITIONS = {
+    "mysql": "volume <= 3 AND (volume < 3 OR (volume = 3 AND number <= 19))",
+    "postgresql": "(volume, number) <= (3, 19)",
+}
+
+
+def test_end_is_one_that_an_index_serves(library: Database) -> None:
+    with CaptureQueriesContext(connections[ALIAS]) as queries:
+        assert tracked(Counting, Page.objects.using(ALIAS))[0]
+    pieces = [re.sub(r"[`\"]|app_page.\.", "", each["sql"]) for each in queries[1:]]
+    assert all(END_CONDITIONS[library.server.vendor] in sql for sql in pieces)
+
+
+def test_nothing_comes_of_a_table_that_was_empty(database: Database) -> None:
+    rows = chunked_iterator(Row.objects.using(ALIAS))._up_to_now()
+    Row.objects.using(ALIAS).create(name="later")
+    assert (list(rows), rows.count()) == ([], 0)
+
+
+@both
 @pytest.mark.parametrize(
     "change",
     [
@@ -605,20 +797,49 @@ def test_track_a_chunked_iterator(library: Database) -> None:
         lambda books: books.values("shelf").annotate(n=Count("pk")).order_by("shelf"),
     ],
 )
-def test_track_of_others(library: Database, change: Any) -> None:
+def test_track_of_others(library: Database, kind: type[Counting], change: Any) -> None:
     """What chunked_iterator() refuses is read as ever, with one query."""
     queryset = change(Book.objects.using(ALIAS))
     expected = list(queryset)
-    seen, line, queries = tracked(queryset.all())
+    seen, line, queries = tracked(kind, queryset.all())
     assert sorted(map(str, seen)) == sorted(map(str, expected))
     assert line == f"books: {len(expected)} of {len(expected)} (100%)"
     assert queries == 1
 
 
-def test_track_of_rows_that_are_here(library: Database) -> None:
+@both
+def test_track_of_rows_that_are_here(library: Database, kind: type[Counting]) -> None:
     """A queryset that was read is not read again."""
     books = Book.objects.using(ALIAS).filter(shelf=2)
     expected = list(books)
-    seen, _, queries = tracked(books)
+    seen, _, queries = tracked(kind, books)
     assert all(one is other for one, other in zip(seen, expected, strict=True))
     assert queries == 0
+
+
+def test_track_an_async_iterable(library: Database) -> None:
+    assert tracked(CountingAsync, letters()) == ([*"abc"], "books: 3", 0)
+    assert tracked(CountingAsync, letters(), total=6) == ([*"abc"], "books: 3 of 6 (50%)", 0)
+
+
+async def letters() -> AsyncIterator[str]:
+    for letter in "abc":
+        yield letter
+
+
+class PlainInAsync(Counting):
+    async def handle(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
+        self.seen = list(self.track(*self.arguments))
+
+
+def test_track_says_how_to_loop(library: Database) -> None:
+    """A list is looped over with `for`; what is read from the database, in async code, not."""
+    assert tracked(PlainInAsync, [1, 2])[0] == [1, 2]
+    books = Book.objects.using(ALIAS)
+    for rows in (books, books.order_by("title")[:3], chunked_iterator(books)):
+        with pytest.raises(SynchronousOnlyOperation, match=r"track\(\).*use `async for`"):
+            tracked(PlainInAsync, rows)
+    with pytest.raises(TypeError, match="over list with `async for`: write `for`"):
+        tracked(CountingAsync, [1, 2])
+    with pytest.raises(TypeError, match="over async_generator with `for`: write `async for`"):
+        tracked(Counting, letters())

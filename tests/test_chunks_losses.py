@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import re
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import MySQLdb
 import MySQLdb.cursors
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.models import Func, TextField, Value
 from django.test import override_settings
@@ -132,6 +134,44 @@ def test_killed_in_an_instances_loop(database: Database, guard: bool) -> None:
         with killed_once(database.server):
             seen = [row.number for row in chunked_iterator(slow_rows(ALIAS, 0.01), chunk_size=10)]
     assert seen == [*range(30)]
+
+
+@GUARDED
+def test_killed_in_async_code(database: Database, guard: bool) -> None:
+    """The piece is read again, in the thread in which the ORM works."""
+
+    async def read() -> list[int]:
+        return [row.number async for row in chunked_iterator(rows, chunk_size=10)]
+
+    with guarding(ALIAS, guard):
+        fill(ALIAS, 30)
+        rows = slow_rows(ALIAS, 0.01)
+        with killed_once(database.server):
+            assert async_to_sync(read)() == [*range(30)]
+
+
+def test_cancelled_while_it_selects(database: Database) -> None:
+    """A loop that is cancelled leaves nothing behind: another one goes on after its last row."""
+    fill(ALIAS, 9)
+    rows = chunked_iterator(slow_rows(ALIAS, 0.1), chunk_size=3)
+    seen: list[int] = []
+
+    async def read() -> None:
+        async for row in rows:
+            seen.append(row.number)  # noqa: PERF401 (seen is looked at meanwhile)
+
+    async def read_twice() -> None:
+        loop = asyncio.create_task(read())
+        await asyncio.to_thread(wait_for, lambda: seen and selecting(database.server), timeout=30)
+        loop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loop
+        assert seen == [*range(len(seen))]
+        assert 0 < len(seen) < 9
+        await read()
+
+    async_to_sync(read_twice)()
+    assert seen == [*range(9)]
 
 
 TIMEOUTS: dict[str, dict[str, Any]] = {

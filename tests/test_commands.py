@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import gc
 import io
 import os
 import pty
@@ -23,7 +25,7 @@ from django.core.management.base import BaseCommand
 from django.db import connections, transaction
 from django.test import TestCase, override_settings
 
-from django_dbhealth import LongRunningCommand, connection_boundary
+from django_dbhealth import LongRunningCommand, chunked_iterator, connection_boundary
 from django_dbhealth.management.base import Sleep
 from tests.app.management.commands.job import Command as Job
 from tests.app.models import Row
@@ -31,7 +33,7 @@ from tests.conftest import create_tables, register, unregister
 from tests.servers.base import USER, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.servers import Server
 
@@ -367,6 +369,19 @@ def test_async_step_is_interrupted(server: Server) -> None:
         assert Job.stop_grace <= time.monotonic() - began < Job.stop_grace + 1
     assert status == -signal.SIGTERM
     assert "Traceback" not in error
+
+
+def test_current_item_is_finished_in_async(server: Server) -> None:
+    """`async for` over track() stops between two items, as `for` does."""
+    with running(server, "async_job", "items") as job:
+        job.wait_for_event("ready")
+        job.process.terminate()
+        status, _, error = job.finish()
+    assert status == -signal.SIGTERM
+    assert "finishing the current item of 'rows'" in error
+    assert "Traceback" not in error
+    done = server.execute("SELECT name FROM app_row WHERE number = 1", (), "test")
+    assert [name for (name,) in done] == ["row 0"]
 
 
 def test_blocking_sleep_is_refused_in_async(server: Server) -> None:
@@ -720,6 +735,48 @@ def test_track_forgets_the_query_log(database: Any) -> None:
 
     with override_settings(DEBUG=True):
         quiet(handle)
+
+
+def test_track_forgets_the_query_log_in_async(database: Any) -> None:
+    """The log is that of the thread in which the ORM works."""
+    queries = connections["database"].queries_log
+    logged = []
+
+    class Command(LongRunningCommand):
+        async def handle(self, *args: Any, **options: Any) -> None:
+            rows = chunked_iterator(Row.objects.using("database"), chunk_size=1)
+            async for row in self.track(rows, "rows"):
+                await row.asave()
+                logged.append(len(queries))
+
+    Row.objects.using("database").bulk_create([Row(name=str(n)) for n in range(20)])
+    with override_settings(DEBUG=True):
+        call_command(Command())
+    assert len(logged) == 20
+    assert max(logged) < 10
+
+
+def test_track_left_early_in_async() -> None:
+    """A loop left by break or by an error ends its meter when the event loop has its turn."""
+
+    class Command(LongRunningCommand):
+        async def handle(self, *args: Any, **options: Any) -> None:
+            async for _ in self.track(numbers(), "things"):
+                break
+            with pytest.raises(KeyError):
+                async for _ in self.track(numbers(), "things"):
+                    raise KeyError
+            gc.collect()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert self._stop._units == []
+
+    call_command(Command())
+
+
+async def numbers() -> AsyncIterator[int]:
+    for number in range(10):
+        yield number
 
 
 def test_track_touches_no_connection(database: Any) -> None:

@@ -276,7 +276,7 @@ def test_max_age_over_the_real_timeout(kind: str, servers: dict[str, Server], pr
     config = {"SERVER_IDLE_TIMEOUT": 60}
     [found] = project(server.django(CONN_MAX_AGE=600), config)
     assert found == Warning(
-        "Your CONN_MAX_AGE of database 'live' is 600, but its server drops a connection that was "
+        "CONN_MAX_AGE of database 'live' is 600, but its server drops a connection that was "
         f"idle for 60 seconds ({TIMEOUT[kind]}) and CONN_HEALTH_CHECKS is off: the first request "
         "after a quiet time fails.",
         hint=(

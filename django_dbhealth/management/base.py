@@ -7,27 +7,23 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Sized
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import reset_queries
-from django.db.models import QuerySet
 from django.utils.asyncio import async_unsafe
 
 from django_dbhealth.boundaries import connection_boundary, connections_released
-from django_dbhealth.chunks import ChunkedIterator, chunked_iterator
 from django_dbhealth.connecting import patient
 
 from .output import PatientOutput
-from .progress import Meter, Progress
+from .progress import Progress
 from .stopping import StopRequested, StopSignals, end_by_signal
+from .tracking import Track
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 
     from django.core.management.base import CommandParser
 
@@ -74,29 +70,21 @@ class LongRunningCommand(BaseCommand):
         return Step(self, name)
 
     def track(
-        self, iterable: Iterable[T], description: str, total: float | None = None
-    ) -> Iterator[T]:
+        self,
+        iterable: Iterable[T] | AsyncIterable[T],
+        description: str,
+        total: float | None = None,
+    ) -> Track[T]:
         """Yield the items and show how many are done: a bar on a terminal, else a log line.
 
-        ``total`` is the number of items, where ``iterable`` cannot tell it. A queryset is read
-        with ``chunked_iterator()``, in the order of its primary key; one that this refuses is read
-        as always. No connection is touched in between. A request to stop takes effect between two
-        items.
+        Use it with ``for``, in an ``async def handle`` with ``async for`` where the items come from
+        a queryset, a ``chunked_iterator()`` or another async iterable. ``total`` is the number of
+        items, where ``iterable`` cannot tell it. A queryset is read with ``chunked_iterator()``,
+        in the order of its primary key, up to the last key that there is at the beginning; one that
+        this refuses is read as always. No connection is touched in between. A request to stop takes
+        effect between two items.
         """
-        iterable = _in_pieces(iterable)
-        if total is None:
-            total = _number_of(iterable)
-        meter = Meter(description, total)
-        self._stop.checkpoint()
-        with self._progress.shown(meter) as update:
-            for item in iterable:
-                with self._stop.unit(f"the current item of {description!r}"):
-                    yield item
-                meter.done += 1
-                update()
-                if settings.DEBUG:
-                    reset_queries()
-                self._stop.checkpoint()
+        return Track(self, iterable, description, total)
 
     @async_unsafe("You cannot call sleep() from an async context - use `await self.asleep()`.")
     def sleep(self, seconds: float) -> None:
@@ -186,22 +174,6 @@ class LongRunningCommand(BaseCommand):
             logger.warning(line)
         elif not has_traceback:  # which carries the line as a note
             self.stderr.write(line)
-
-
-def _in_pieces(iterable: Iterable[T]) -> Iterable[T]:
-    """Return what reads a queryset in pieces, if it can be; the rows of others are here already."""
-    if not isinstance(iterable, QuerySet) or iterable._result_cache is not None:
-        return iterable
-    try:
-        return chunked_iterator(iterable)
-    except ValueError:
-        return iterable
-
-
-def _number_of(iterable: Iterable[Any]) -> int | None:
-    if isinstance(iterable, ChunkedIterator):
-        return iterable.count()
-    return len(iterable) if isinstance(iterable, Sized) else None
 
 
 class Sleep(connections_released):

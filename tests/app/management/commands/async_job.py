@@ -41,6 +41,13 @@ class Command(LongRunningCommand):
             os.write(1, b"<ready>\n")
             await asyncio.sleep(60)
 
+    async def items(self) -> None:
+        await Row.objects.abulk_create(Row(name=f"row {number}") for number in range(9))
+        async for row in self.track(Row.objects.all(), "rows"):
+            os.write(1, b"<ready>\n")
+            await asyncio.sleep(0.3)
+            await Row.objects.filter(pk=row.pk).aupdate(number=1)
+
     async def blocking_sleep(self) -> None:
         self.sleep(1)
 
