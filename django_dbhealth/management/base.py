@@ -19,7 +19,7 @@ from django_dbhealth.connecting import patient
 
 from .output import PatientOutput
 from .progress import Progress
-from .stopping import StopRequested, StopSignals, end_by_signal
+from .stopping import StopRequested, StopSignals, end_by_signal, sleep
 from .tracking import Track
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class LongRunningCommand(BaseCommand):
     def sleep(self, seconds: float) -> None:
         """Give the connections back and sleep. A request to stop ends it, and the command."""
         with Sleep(), self._stop.waiting():
-            time.sleep(seconds)
+            sleep(seconds)
 
     async def asleep(self, seconds: float) -> None:
         """Do what ``sleep()`` does, in an ``async def handle``."""
@@ -136,7 +136,7 @@ class LongRunningCommand(BaseCommand):
         """Sleep until a refused connection is tried again, or until a request to stop."""
         self._stop.checkpoint()
         with self._stop.waiting():
-            time.sleep(seconds)
+            sleep(seconds)
 
     def _in_event_loop(
         self, handle: Callable[..., Coroutine[Any, Any, str | None]]

@@ -154,6 +154,18 @@ class StopSignals:
             signal.pthread_kill(self._main_thread, self.requested)
 
 
+def sleep(seconds: float) -> None:
+    """Sleep, awake to signals.
+
+    One that comes just before ``time.sleep()`` blocks has its handler run when that returns, so it
+    blocks for a second at most.
+    """
+    until = time.monotonic() + seconds
+    time.sleep(min(seconds, 1.0))
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 1.0))
+
+
 # The one whose handlers are set. A command called by a command uses its caller's.
 _active: StopSignals | None = None
 
