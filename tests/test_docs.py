@@ -460,18 +460,6 @@ def test_extras_exist(page: Path) -> None:
         assert not extra or extra in PYPROJECT["project"]["optional-dependencies"]
 
 
-def test_demo_is_shown() -> None:
-    """The output of scripts/demo stands in the README: its headings and its source lines."""
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.split("<!-- demo -->", 1)[1].split("<!-- /demo -->", 1)[0]
-    headings = re.findall(r'heading\(f?"(\d\. .+?)"\)', (ROOT / "scripts/demo.py").read_text())
-    constants = {"{PAUSE}": "3", "{WAIT_TIMEOUT}": "2"}
-    for name, value in constants.items():
-        headings = [heading.replace(name, value) for heading in headings]
-    ours = [heading for heading in headings if "Your server" not in heading]
-    assert re.findall(r"^\d\. .+$", shown, re.MULTILINE) == ours
-
-
 NUMBERS = re.compile(
     r"(?<=127\.0\.0\.1:)\d+|^[\d.]+-MariaDB\S*|\d+:\d\d:\d\d|(?<=done in )[\d.]+|"
     r"(?<=As told, in )\d+"
