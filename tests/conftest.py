@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ def replace_executor() -> None:
 
 
 os.register_at_fork(after_in_child=replace_executor)
+
+# What a shell without job control has in its background ignores Ctrl-C, with all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("thorough", max_examples=2_000)
 
