@@ -342,7 +342,8 @@ class Watched(StringIO):
         if found := text.count('"idle_seconds"'):
             self.writes += 1
             self.written += found
-            kept = sum(isinstance(each, Session) for each in gc.get_objects())
+            # Not isinstance(): it wakes lazy objects of Django, which then want settings.
+            kept = sum(type(each) is Session for each in gc.get_objects())
             self.kept = max(self.kept, kept)
         return super().write(text)
 
