@@ -128,7 +128,8 @@ class Model:
     gave_back: bool = False  # state, in this transaction
     doubtful: bool = False  # it may be thought to hold some, or have lost some without a word
     had_error: bool = False
-    # A boundary lets Django's own health check replace a lost connection at its next use.
+    # Django's boundary lets its health check replace a lost connection at its next use; ours does
+    # not where the session carries anything.
     excused: Literal["no", "perhaps", "yes"] = "no"
 
     @property
@@ -337,12 +338,12 @@ class Model:
         self.used = self.had_error = False
         self.renew()
 
-    def boundary(self) -> None:
+    def boundary(self, *, of_django: bool) -> None:
         if self.had_error and self.lost:
             self.perhaps_renew()
         if self.had_error:
             self.excused = "perhaps"
-        elif self.checks_health:
+        elif self.checks_health and of_django:
             self.excused = "yes"
 
 
@@ -762,22 +763,22 @@ class Program:
     @operation(times=1)
     def boundary(self) -> None:
         if not self.model.manual:
-            self.pass_boundary("boundary", close_old_connections)
+            self.pass_boundary("boundary", close_old_connections, of_django=False)
 
     @operation(times=1)
     def django_boundary(self) -> None:
         """Let Django close old connections, where that cannot end a transaction."""
         if not self.model.in_transaction:
-            self.pass_boundary("django_boundary", django_close_old_connections)
+            self.pass_boundary("django_boundary", django_close_old_connections, of_django=True)
 
-    def pass_boundary(self, what: str, close_old: Callable[[], None]) -> None:
+    def pass_boundary(self, what: str, close_old: Callable[[], None], *, of_django: bool) -> None:
         if self.model.raw and self.model.had_error:
             return  # whether the transaction survives depends on the driver
         self.note(what)
         close_old()
         if not self.blocks:
             self.held_cursor = None
-            self.model.boundary()
+            self.model.boundary(of_django=of_django)
 
     @operation(times=1)
     def close(self) -> None:
