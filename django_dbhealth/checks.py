@@ -154,22 +154,27 @@ def _idle_limit(database: Database) -> IdleLimit | None:
     vendor = database.vendor
     if not vendor.has_server:
         return None
-    said = [limit for limit in (_limit_in_setting(database), _limit_in_options(database)) if limit]
-    if said:
-        return min(said, key=lambda limit: limit.seconds)
+    limits = (limit_in_setting(database.config), _limit_in_options(database))
+    said = [limit for limit in limits if limit]
+    return min(said, key=lambda limit: limit.seconds) if said else assumed_limit(vendor)
+
+
+def limit_in_setting(config: Config) -> IdleLimit | None:
+    """Return what DBHEALTH says of a database, None where it says nothing."""
+    seconds = config.server_idle_timeout
+    if seconds is None:
+        return None
+    return IdleLimit(seconds=seconds, source="SERVER_IDLE_TIMEOUT in DBHEALTH")
+
+
+def assumed_limit(vendor: Vendor) -> IdleLimit | None:
+    """Return what holds where nobody says anything, None for a server that waits for ever."""
     if vendor.default_idle_timeout is None:
         return None
     return IdleLimit(
         seconds=vendor.default_idle_timeout,
         source="assumed as long as DBHEALTH has no SERVER_IDLE_TIMEOUT for it",
     )
-
-
-def _limit_in_setting(database: Database) -> IdleLimit | None:
-    seconds = database.config.server_idle_timeout
-    if seconds is None:
-        return None
-    return IdleLimit(seconds=seconds, source="SERVER_IDLE_TIMEOUT in DBHEALTH")
 
 
 def _limit_in_options(database: Database) -> IdleLimit | None:

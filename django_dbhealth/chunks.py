@@ -161,7 +161,7 @@ def _repeats_keys(query: Any) -> bool:
         *query.select,
         *(each for each in query.annotation_select.values() if not each.contains_aggregate),
     ]
-    shown = {getattr(part, "alias", None) for each in selected for part in each.flatten()}
+    shown = {getattr(part, "alias", None) for part in _parts(selected)}
     return not (query.distinct or query.group_by) or not shown.isdisjoint(aliases)
 
 

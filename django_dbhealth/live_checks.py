@@ -14,7 +14,9 @@ from .checks import (
     MISTAKES,
     Database,
     age_of,
+    assumed_limit,
     databases_in,
+    limit_in_setting,
     max_age_outlives,
     pool_outlives,
     warning,
@@ -26,6 +28,7 @@ from .own_connection import ask_apart
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from .checks import IdleLimit
     from .vendors.server import Limit, ServerState
 
 
@@ -138,8 +141,8 @@ def _check_pool(database: Database, state: ServerState) -> Iterator[CheckMessage
 
 def _check_setting(database: Database, state: ServerState) -> Iterator[CheckMessage]:
     seconds = _idle_timeout(database, state)
-    believed = database.config.server_idle_timeout or database.vendor.default_idle_timeout
-    if seconds is not None and believed is not None and believed > seconds:
+    believed = limit_in_setting(database.config) or assumed_limit(database.vendor)
+    if seconds is not None and believed is not None and believed.seconds > seconds:
         yield setting_over_real_timeout(database, state, seconds, believed)
 
 
@@ -224,18 +227,13 @@ def pool_over_real_timeout(database: Database, state: ServerState, seconds: floa
 
 
 def setting_over_real_timeout(
-    database: Database, state: ServerState, seconds: float, believed: float
+    database: Database, state: ServerState, seconds: float, believed: IdleLimit
 ) -> Warning:
-    source = (
-        "assumed as long as DBHEALTH has no SERVER_IDLE_TIMEOUT for it"
-        if database.config.server_idle_timeout is None
-        else "SERVER_IDLE_TIMEOUT in DBHEALTH"
-    )
     return warning(
         "W104",
         f"A connection of database {database.alias!r} is believed to be kept by its server for "
-        f"{believed:.15g} idle seconds ({source}), but the server drops it after {seconds:.15g} "
-        f"({state.idle_timeout}).",
+        f"{believed.seconds:.15g} idle seconds ({believed.source}), but the server drops it after "
+        f"{seconds:.15g} ({state.idle_timeout}).",
         f"Write {seconds:.15g} as SERVER_IDLE_TIMEOUT in DBHEALTH, or less where a proxy or a "
         "firewall drops connections earlier.",
     )

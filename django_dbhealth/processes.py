@@ -21,6 +21,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .vendors.base import looked_at
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
@@ -260,18 +262,14 @@ class OwnEnd(NamedTuple):
 
 def own_end(descriptor: int) -> OwnEnd:
     """Return what the system knows of a connected socket."""
-    blocking = os.get_blocking(descriptor)
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-            if duplicate.family == socket.AF_UNIX:
-                if not hasattr(socket, "SO_PEERCRED"):  # Linux only
-                    return OwnEnd()
-                peer = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                return OwnEnd(server_pid=struct.unpack("3i", peer)[0])
-            near, far = duplicate.getsockname(), duplicate.getpeername()
-            return OwnEnd(local=key_of(*near[:2]), remote=key_of(*far[:2]))
-    finally:  # a new socket object may change it
-        os.set_blocking(descriptor, blocking)
+    with looked_at(descriptor) as end:
+        if end.family == socket.AF_UNIX:
+            if not hasattr(socket, "SO_PEERCRED"):  # Linux only
+                return OwnEnd()
+            peer = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return OwnEnd(server_pid=struct.unpack("3i", peer)[0])
+        near, far = end.getsockname(), end.getpeername()
+        return OwnEnd(local=key_of(*near[:2]), remote=key_of(*far[:2]))
 
 
 class Locator:

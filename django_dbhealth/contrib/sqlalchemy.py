@@ -13,7 +13,7 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from sqlalchemy import Engine, NullPool, event
 
-from django_dbhealth.checks import TAG, IdleLimit, warning
+from django_dbhealth.checks import TAG, assumed_limit, limit_in_setting, warning
 from django_dbhealth.conf import config_for, described
 from django_dbhealth.forks import note_socket
 from django_dbhealth.registry import note_opened, program_line
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from django.core.checks import CheckMessage
 
+    from django_dbhealth.checks import IdleLimit
     from django_dbhealth.registry import Opening
 
 __all__ = ["check_engines", "pool_options", "watch_engine"]
@@ -99,15 +100,7 @@ def _idle_limit(alias: str, vendor: Vendor) -> IdleLimit | None:
     """Return after how long an idle connection is dropped, None where nobody does that."""
     if not vendor.has_server:
         return None
-    seconds = config_for(alias).server_idle_timeout
-    if seconds is not None:
-        return IdleLimit(seconds=seconds, source="SERVER_IDLE_TIMEOUT in DBHEALTH")
-    if vendor.default_idle_timeout is None:
-        return None
-    return IdleLimit(
-        seconds=vendor.default_idle_timeout,
-        source="assumed as long as DBHEALTH has no SERVER_IDLE_TIMEOUT for it",
-    )
+    return limit_in_setting(config_for(alias)) or assumed_limit(vendor)
 
 
 def _vendor_in_settings(alias: str) -> Vendor:

@@ -253,13 +253,32 @@ def hung_up_after(timeout: float, descriptor: int) -> Iterator[None]:
 
     Raises ``RuntimeError`` where no thread can be started, and so no bound set.
     """
-    timer = threading.Timer(timeout, hang_up, [descriptor])
-    timer.start()
+    # A driver that meets an error closes its socket, whose number may then be another's.
+    duplicate = os.dup(descriptor)
     try:
-        yield
+        timer = threading.Timer(timeout, hang_up, [duplicate])
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
     finally:
-        timer.cancel()
-        timer.join()
+        os.close(duplicate)
+
+
+@contextmanager
+def looked_at(descriptor: int) -> Iterator[socket.socket]:
+    """Return a socket object for a driver's descriptor, which stays as it is.
+
+    Making one changes whether it blocks, under gevent and after ``socket.setdefaulttimeout()``.
+    """
+    blocking = os.get_blocking(descriptor)
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            yield duplicate
+    finally:
+        os.set_blocking(descriptor, blocking)
 
 
 def holds(descriptor: int, size: int, timeout: float) -> bool:

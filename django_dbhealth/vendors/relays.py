@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .base import looked_at
 
 if TYPE_CHECKING:
     from .base import Driver
@@ -48,15 +49,11 @@ def relay_between(
 
 def own_address(descriptor: int) -> Address:
     """Return this process's end of a socket."""
-    blocking = os.get_blocking(descriptor)
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-            if duplicate.family == socket.AF_UNIX:
-                return None
-            host, port = duplicate.getsockname()[:2]
-            return host, port
-    finally:  # a new socket object changes it under gevent, and after socket.setdefaulttimeout()
-        os.set_blocking(descriptor, blocking)
+    with looked_at(descriptor) as near:
+        if near.family == socket.AF_UNIX:
+            return None
+        host, port = near.getsockname()[:2]
+        return host, port
 
 
 def _is_same(own: Address, seen: Address) -> bool:
