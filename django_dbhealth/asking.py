@@ -20,7 +20,7 @@ from .conf import config_for
 from .diagnosis import classify
 from .faults import Kind
 from .liveness import Liveness
-from .own_connection import own_connection
+from .own_connection import close, own_connection
 from .processes import Locator, OwnEnd, all_sockets, own_end, sockets_to
 from .report import Problem, problem_of
 from .vendors import driver_of, vendor_for_engine, vendor_named
@@ -71,7 +71,7 @@ class Target:
                 yield server
         finally:
             with suppress(*FAILURES):
-                connection.close()
+                close(connection)
 
     def problem(self, error: BaseException) -> Problem:
         """Return what one of the FAILURES means."""
@@ -130,7 +130,7 @@ def opened(alias: str, timeout: float) -> BaseDatabaseWrapper:
         try:
             connection.ensure_connection()
             if is_given_up.is_set():
-                connection.close()
+                close(connection)
             is_open.set_result(None)
         except BaseException as error:  # noqa: BLE001 (raised where the connection is waited for)
             is_open.set_exception(error)

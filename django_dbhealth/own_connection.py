@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 from concurrent.futures import Future
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from .conf import config_for
@@ -18,8 +19,6 @@ from .vendors.base import hung_up_after
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
 Answer = TypeVar("Answer")
 
@@ -38,6 +37,11 @@ def own_connection(alias: str) -> BaseDatabaseWrapper:
         seconds = math.ceil(config_for(alias).ping_timeout)
         options.update(dict.fromkeys(driver.timeouts, seconds))
     return connection
+
+
+def close(connection: BaseDatabaseWrapper) -> None:
+    """Close one of them. SQLite's own close() leaves a database in memory open."""
+    BaseDatabaseWrapper.close(connection)
 
 
 def ask_apart(alias: str, question: Callable[[BaseDatabaseWrapper], Answer]) -> Answer:
@@ -65,11 +69,13 @@ def _ask(
     question: Callable[[BaseDatabaseWrapper], Answer],
     timeout: float,
 ) -> Answer:
-    with closing(connection):
+    try:
         connection.ensure_connection()
         # psycopg would wait for a frozen server for ever. By then nobody waits for the answer.
         with _hung_up_after(2 * timeout, connection):
             return question(connection)
+    finally:
+        close(connection)
 
 
 def _hung_up_after(timeout: float, connection: BaseDatabaseWrapper) -> AbstractContextManager[None]:

