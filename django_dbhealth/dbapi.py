@@ -17,7 +17,7 @@ from .faults import Outcome
 from .forks import note_socket
 from .guard import before_use, note_failure, note_interruption
 from .notes import note_statement
-from .registry import note_opened, program_line
+from .registry import note_opened, place_in_program
 from .vendors import VENDORS, driver_behind
 from .watch import Watch
 
@@ -367,7 +367,7 @@ class _Link(Watch):
         self.in_atomic_block = False
         self.of_data = handle.DataError, handle.IntegrityError
         self.reset()
-        note_opened(self, program_line())
+        note_opened(self, place_in_program())
         note_socket(self, self.driver)
 
     def discard(self) -> None:

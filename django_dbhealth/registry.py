@@ -8,7 +8,6 @@ import sysconfig
 import threading
 import weakref
 from dataclasses import dataclass
-from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
 from time import monotonic
@@ -19,7 +18,7 @@ import django
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
+    from types import CodeType, FrameType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +39,11 @@ class OpenConnection:
     opened_at: str
 
 
-Line = tuple[str, int | None]  # file and line; "" where none is the program's
+Place = tuple["CodeType", int]  # and the offset of the instruction in it
 
-# What is noted when a connection is opened: time, thread's name and id, file and line. It is put
-# into words when somebody asks.
-Opening = tuple[float, str, int, str, int | None]
+# What is noted when a connection is opened: time, thread's name and id, place. It is put into words
+# when somebody asks.
+Opening = tuple[float, str, int, Place | None]
 
 
 class Known(Protocol):
@@ -100,7 +99,7 @@ def known_connections() -> Iterator[tuple[Known, OpenConnection]]:
 
 def _describe(known: Known, now: float) -> OpenConnection:
     assert known.opening is not None  # what is in the set was opened
-    time, thread_name, thread_id, file, line = known.opening
+    time, thread_name, thread_id, place = known.opening
     return OpenConnection(
         alias=known.alias,
         thread_name=thread_name,
@@ -108,24 +107,28 @@ def _describe(known: Known, now: float) -> OpenConnection:
         age_seconds=max(0.0, now - time),
         idle_seconds=max(0.0, now - known.last_used),
         in_transaction=known.is_in_transaction(),
-        opened_at=f"{file}:{line}" if file else "unknown",
+        opened_at=_in_words(place) if place else "unknown",
     )
 
 
-def note_opened(known: Known, line: Line) -> None:
-    """Take note of a connection that was opened just now, for that line of the program."""
+def _in_words(place: Place) -> str:
+    code, offset = place
+    lines = (line for start, end, line in code.co_lines() if start <= offset < end)
+    return f"{code.co_filename}:{next(lines, None)}"
+
+
+def note_opened(known: Known, place: Place | None) -> None:
+    """Take note of a connection that was opened just now, for that place in the program."""
     is_new = known.opening is None
     name = threading.current_thread().name
-    known.opening = (monotonic(), name, threading.get_ident(), *line)
+    known.opening = (monotonic(), name, threading.get_ident(), place)
     if is_new:
         _known.add(weakref.ref(known, _known.discard))
 
 
-# Where: the innermost line of the best kind
+# Where: the innermost place of the best kind
 
 PROJECT, LIBRARY, DJANGO, LAUNCHER, NOWHERE = range(5)
-
-MAX_DEPTH = 100  # frames; a view under ten middlewares is 60 deep
 
 _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
@@ -142,32 +145,29 @@ _BELOW = (_OURS, f"{_DJANGO}db{os.sep}", f"{_DJANGO}utils{os.sep}", _folder(asgi
 _SCRIPTS = sysconfig.get_path("scripts") + os.sep
 
 
-def program_line() -> Line:
-    """Return the line of the program for which the caller was called.
+def place_in_program() -> Place | None:
+    """Return the place of the program for which the caller was called, None where there is none.
 
     To be asked before a connect: after one, when the caches of the processor are somebody else's,
-    it takes longer.
+    it takes longer. For that reason it does as little as it can, and no line is looked up yet.
     """
-    best = NOWHERE
-    line: Line = ("", None)
-    known_kind = _kinds.get
+    kinds, best, place = _kinds, NOWHERE, None
     frame: FrameType | None = sys._getframe(2)
-    for _ in repeat(None, MAX_DEPTH):
-        if frame is None:
-            break
-        file = frame.f_code.co_filename
-        kind = known_kind(file)
-        if kind is None:
-            kind = _learn_kind(file)
+    while frame is not None:
+        code = frame.f_code
+        try:
+            kind = kinds[code.co_filename]
+        except KeyError:
+            kind = _learn_kind(code.co_filename)
         if kind < best:
-            best, line = kind, (file, frame.f_lineno)
+            best, place = kind, (code, frame.f_lasti)
             if kind == PROJECT:
                 break
         frame = frame.f_back
-    return line
+    return place
 
 
-_kinds: dict[str, int] = {}  # half the time of an lru_cache
+_kinds: dict[str, int] = {}
 MANY_FILES = 1_000
 
 

@@ -21,7 +21,7 @@ from django.db import connections, transaction
 from django.test import override_settings
 
 from django_dbhealth import open_connections
-from django_dbhealth.registry import MANY_FILES, MAX_DEPTH, _kinds, _learn_kind
+from django_dbhealth.registry import MANY_FILES, _kinds, _learn_kind
 from tests.app.models import Row
 from tests.servers.base import wait_for
 
@@ -292,15 +292,6 @@ def test_place(database: Database, files: list[Path | str], best: Path | str | N
     with in_a_thread(function):
         [found] = opened()
     assert found.opened_at == (f"{best}:2" if best else "unknown")
-
-
-def test_deep_stack(database: Database) -> None:
-    """The search ends somewhere."""
-    function: Callable[[], object] = DJANGOS
-    for _ in range(MAX_DEPTH):
-        function = from_file(DJANGO / "db" / "deep.py", function)
-    function()
-    assert opened()[0].opened_at == "unknown"
 
 
 def test_many_files() -> None:
