@@ -153,7 +153,7 @@ class Connection:
     def _check_thread(self, link: _Link) -> None:
         if link._thread_ident == threading.get_ident():
             return
-        opener = link.opening[1] if link.opening else "?"
+        opener = link.opening[1].name if link.opening else "?"
         raise InterfaceError(
             f"The connection {self._name!r} was opened by the thread {opener!r} and is used by "
             f"{threading.current_thread().name!r}. Make a Connection in each thread, kept in a "

@@ -41,9 +41,9 @@ class OpenConnection:
 
 Place = tuple["CodeType", int]  # and the offset of the instruction in it
 
-# What is noted when a connection is opened: time, thread's name and id, place. It is put into words
-# when somebody asks.
-Opening = tuple[float, str, int, Place | None]
+# What is noted when a connection is opened: time, thread, place. It is put into words when somebody
+# asks.
+Opening = tuple[float, threading.Thread, Place | None]
 
 
 class Known(Protocol):
@@ -99,11 +99,12 @@ def known_connections() -> Iterator[tuple[Known, OpenConnection]]:
 
 def _describe(known: Known, now: float) -> OpenConnection:
     assert known.opening is not None  # what is in the set was opened
-    time, thread_name, thread_id, place = known.opening
+    time, thread, place = known.opening
+    assert thread.ident is not None  # it ran
     return OpenConnection(
         alias=known.alias,
-        thread_name=thread_name,
-        thread_id=thread_id,
+        thread_name=thread.name,
+        thread_id=thread.ident,
         age_seconds=max(0.0, now - time),
         idle_seconds=max(0.0, now - known.last_used),
         in_transaction=known.is_in_transaction(),
@@ -120,8 +121,7 @@ def _in_words(place: Place) -> str:
 def note_opened(known: Known, place: Place | None) -> None:
     """Take note of a connection that was opened just now, for that place in the program."""
     is_new = known.opening is None
-    name = threading.current_thread().name
-    known.opening = (monotonic(), name, threading.get_ident(), place)
+    known.opening = (monotonic(), threading.current_thread(), place)
     if is_new:
         _known.add(weakref.ref(known, _known.discard))
 
