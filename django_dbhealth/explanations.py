@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-WIDTH = 88
+WIDTH = 88  # characters of a line: wider ones are hard to read
 
 
 class Explanation(NamedTuple):
@@ -23,7 +23,8 @@ class Explanation(NamedTuple):
     database: str
     fault: Fault
 
-    def __str__(self) -> str:
+    def in_words(self, width: int | None = None) -> str:
+        """Return it as text, in lines of so many characters where that is less than ``WIDTH``."""
         fault = self.fault
         usable = "usable" if fault.connection_usable else "not usable"
         retry = "yes" if fault.safe_to_retry else "no"
@@ -35,7 +36,9 @@ class Explanation(NamedTuple):
             f"Source: {fault.source}.",
             f"See {fault.anchor}",
         )
-        return "\n".join([f"{fault.title} ({self.database})", *map(_indented, lines)])
+        width = min(width or WIDTH, WIDTH)
+        indented = (_indented(line, width) for line in lines)
+        return "\n".join([f"{fault.title} ({self.database})", *indented])
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -57,8 +60,15 @@ class Explanation(NamedTuple):
         }
 
 
-def _indented(line: str) -> str:
-    return textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ")
+def _indented(line: str, width: int) -> str:
+    return textwrap.fill(
+        line,
+        width,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 _OUTCOMES = {

@@ -822,6 +822,35 @@ def test_wait_for_a_server_that_hangs(new_server: Any, new_alias: Any) -> None:
         assert ask("wait", alias=alias).database["answers"] is True
 
 
+# On a terminal
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_terminal(columns: int, a_server: Any, new_alias: Any, monkeypatch: Any) -> None:
+    """No line is wider than it; --no-color leaves it as it was."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    server = a_server("mariadb")
+    new_alias(server.django(transport="tcp"))
+    private = ["--database", "private"]
+    with holding(server.url(transport="tcp"), 2):
+        wait_for(lambda: min(each.idle_seconds for each in server.sessions(USER)) > 0.1)
+        for arguments in (
+            ["report", *private],
+            ["connections", *private],
+            ["connections", "--by", "host", *private],
+            ["terminate", "--idle-over", "0.1", "--dry-run", *private],
+            ["wait", *private],
+            ["explain", "2006"],
+        ):
+            terminal = StringIO()
+            terminal.isatty = lambda: True  # type: ignore[method-assign]
+            text = dbhealth(*arguments, "--no-color", out=terminal).out
+            assert "\x1b" not in text
+            assert max(map(len, text.splitlines())) < columns, arguments
+
+
 # Bad input
 
 

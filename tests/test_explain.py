@@ -179,4 +179,4 @@ def test_help() -> None:
 def test_output_in_ascii() -> None:
     """A terminal without Unicode can show everything."""
     for each in explanations():
-        str(each).encode("ascii")
+        each.in_words().encode("ascii")

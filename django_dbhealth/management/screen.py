@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from django.core.management.base import OutputWrapper
 
-WIDE = 120  # columns of a terminal that has room for everything
+WIDE = 119  # characters of a line that has room for everything
 
 # Also what would move the cursor or colour the terminal: the texts are other programs'.
 _NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
@@ -36,16 +36,16 @@ class Screen:
     def __init__(self, output: OutputWrapper, *, color: bool) -> None:
         self._output = output
         is_terminal = output.isatty()
-        self._width = shutil.get_terminal_size().columns if is_terminal else None
+        self.width = shutil.get_terminal_size().columns - 1 if is_terminal else None  # of a line
         self._color = color and "NO_COLOR" not in os.environ
         self._has_rich = (is_terminal or color) and _writes_unicode(output) and _has_rich()
 
     def line(self, text: str = "", style: str = "") -> None:
         """Write a line; on a terminal it is broken between words."""
         text = printable(text)
-        if self._width:
+        if self.width:
             indent = " " * (len(text) - len(text.lstrip()) + 2)
-            text = textwrap.fill(text, self._width - 1, subsequent_indent=indent)
+            text = textwrap.fill(text, self.width, subsequent_indent=indent)
         if style and self._has_rich:
             text = self._rendered(_styled(text, style), no_wrap=True)
         self._write(text)
@@ -53,12 +53,12 @@ class Screen:
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """Write a table."""
         rows = [[printable(cell) for cell in row] for row in rows]
-        if self._width and self._width < WIDE:
+        if self.width and self.width < WIDE:
             kept = [index for index, column in enumerate(columns) if not column.needs_width]
             columns = [columns[index] for index in kept]
             rows = [[row[index] for index in kept] for row in rows]
-        if self._width:
-            rows = fitted(columns, rows, self._width - 1)
+        if self.width:
+            rows = fitted(columns, rows, self.width)
         if self._has_rich:
             self._write(self._rendered(_rich_table(columns, rows)))
         else:
@@ -67,7 +67,7 @@ class Screen:
     def clear(self) -> None:
         """Begin a new page: on a terminal the old one goes, elsewhere it stays above."""
         self._output.write(
-            "\x1b[2J\x1b[H" if self._width else "", ending="" if self._width else "\n"
+            "\x1b[2J\x1b[H" if self.width else "", ending="" if self.width else "\n"
         )
 
     def _write(self, text: str) -> None:
@@ -82,7 +82,7 @@ class Screen:
             file=buffer,
             force_terminal=self._color,
             color_system="auto" if self._color else None,
-            width=self._width or 160,
+            width=self.width or 160,
             highlight=False,
             emoji=False,
             markup=False,

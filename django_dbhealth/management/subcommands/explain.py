@@ -43,7 +43,7 @@ def run(run: Run, *, error: list[str], **options: Any) -> None:
     if run.as_json:
         run.print_json([each.as_dict() for each in found])
     elif found:
-        run.out.write("\n\n".join(map(str, found)))
+        run.out.write("\n\n".join(each.in_words(run.screen.width) for each in found))
     if not found:
         raise CommandError(_unknown(query), returncode=2)
 
