@@ -263,23 +263,24 @@ class SessionState:
         """Whether raw SQL has begun a transaction."""
         return (TRANSACTION, "") in self._held
 
+    def is_quiet(self, sql: object) -> bool:
+        """Tell cheaply that a statement changes nothing, as nearly all do; False is no proof."""
+        if not isinstance(sql, str):
+            return False
+        rules = self._rules
+        return (  # a query that calls nothing; the quickest of three ways to tell
+            sql.startswith("SELECT")
+            and "(" not in sql
+            and "@" not in sql
+            and ";" not in sql
+            and not (
+                rules.has_select_into
+                and "into" in (sql if len(sql) <= SHORT_TEXT else _before_from(sql)).lower()
+            )
+        ) or rules.is_quiet(sql)
+
     def observe(self, sql: object, params: object = None) -> None:
         """Take note of a statement that succeeded."""
-        if isinstance(sql, str):
-            rules = self._rules
-            if (  # a query that calls nothing; the quickest of three ways to tell nothing changed
-                sql.startswith("SELECT")
-                and "(" not in sql
-                and "@" not in sql
-                and ";" not in sql
-                and not (
-                    rules.has_select_into
-                    and "into" in (sql if len(sql) <= SHORT_TEXT else _before_from(sql)).lower()
-                )
-            ):
-                return
-            if rules.is_quiet(sql):
-                return
         text = sql if isinstance(sql, str) else _as_text(sql)
         if text is None:
             self._held[OPAQUE, ""] = 1

@@ -341,13 +341,15 @@ class WatchedCursor(Base):  # type: ignore[misc]
             if self.generation != watch.generation or watch.lost:
                 self._follow(generation)
         watch.used = True
+        # Now: after the statement neither the text nor this code is in the processor's caches.
+        is_quiet = watch.connecting or watch.session.is_quiet(sql)
         try:
             result = executor(sql, params, many, context)
         except Error as error:
             note_statement(watch, error, sql, many=many, began=now)
             raise
         watch.last_used = now  # not for one that Django refused to send: that tells nothing
-        if not watch.connecting:
+        if not is_quiet:
             watch.session.observe(sql, None if many else params)
         return result
 

@@ -66,9 +66,7 @@ class Screen:
 
     def clear(self) -> None:
         """Begin a new page: on a terminal the old one goes, elsewhere it stays above."""
-        self._output.write(
-            "\x1b[2J\x1b[H" if self.width else "", ending="" if self.width else "\n"
-        )
+        self._output.write("\x1b[2J\x1b[H" if self.width else "", ending="" if self.width else "\n")
 
     def _write(self, text: str) -> None:
         encoding = getattr(self._output, "encoding", None) or "utf-8"
