@@ -40,8 +40,10 @@ def own_connection(alias: str) -> BaseDatabaseWrapper:
 
 
 def close(connection: BaseDatabaseWrapper) -> None:
-    """Close one of them. SQLite's own close() leaves a database in memory open."""
-    BaseDatabaseWrapper.close(connection)
+    """Close one of them, in its backend's way."""
+    connection.close()
+    if connection.connection is not None:  # SQLite leaves a database in memory open
+        BaseDatabaseWrapper.close(connection)
 
 
 def ask_apart(alias: str, question: Callable[[BaseDatabaseWrapper], Answer]) -> Answer:
