@@ -240,7 +240,7 @@ def connect_unnoted(connection: BaseDatabaseWrapper, server: Server) -> Block:
 
     def unnoted(count: int) -> float:
         with (
-            patch.object(wrappers, "place_in_program", nothing),
+            patch.object(wrappers, "find_opener", nothing),
             patch.object(wrappers, "note_opened", nothing),
         ):
             return block(count)

@@ -17,7 +17,7 @@ from .faults import Outcome
 from .forks import note_socket
 from .guard import before_use, note_failure, note_interruption
 from .notes import note_statement
-from .registry import note_opened, place_in_program
+from .registry import find_opener, note_opened
 from .vendors import VENDORS, driver_behind
 from .watch import Watch
 
@@ -153,7 +153,7 @@ class Connection:
     def _check_thread(self, link: _Link) -> None:
         if link._thread_ident == threading.get_ident():
             return
-        opener = link.opening[1].name if link.opening else "?"
+        opener = link.opening[1][0] if link.opening else "?"
         raise InterfaceError(
             f"The connection {self._name!r} was opened by the thread {opener!r} and is used by "
             f"{threading.current_thread().name!r}. Make a Connection in each thread, kept in a "
@@ -166,10 +166,12 @@ class Connection:
         many = method == "executemany"
         link = self._ready()
         link.used = True
+        is_quiet = link.session.is_quiet(sql)
         with _noting(link, sql, many=many):
             cursor._follow(link)
             getattr(cursor.cursor, method)(sql, params)
-        link.session.observe(sql, None if many else params)
+        if not is_quiet:
+            link.session.observe(sql, None if many else params)
         if getattr(cursor.cursor, "name", None):  # on the server
             link.cursor_has_run(cursor)
 
@@ -367,7 +369,7 @@ class _Link(Watch):
         self.in_atomic_block = False
         self.of_data = handle.DataError, handle.IntegrityError
         self.reset()
-        note_opened(self, place_in_program())
+        note_opened(self, find_opener())
         note_socket(self, self.driver)
 
     def discard(self) -> None:

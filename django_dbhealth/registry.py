@@ -41,9 +41,12 @@ class OpenConnection:
 
 Place = tuple["CodeType", int]  # and the offset of the instruction in it
 
-# What is noted when a connection is opened: time, thread, place. It is put into words when somebody
-# asks.
-Opening = tuple[float, threading.Thread, Place | None]
+# Who opens a connection: the thread's name and id, and the place in the program. Not the thread
+# itself, which might hold the connection.
+Opener = tuple[str, int, Place | None]
+
+# What is noted when it is open: the time, and that. It is put into words when somebody asks.
+Opening = tuple[float, Opener]
 
 
 class Known(Protocol):
@@ -99,12 +102,11 @@ def known_connections() -> Iterator[tuple[Known, OpenConnection]]:
 
 def _describe(known: Known, now: float) -> OpenConnection:
     assert known.opening is not None  # what is in the set was opened
-    time, thread, place = known.opening
-    assert thread.ident is not None  # it ran
+    time, (thread_name, thread_id, place) = known.opening
     return OpenConnection(
         alias=known.alias,
-        thread_name=thread.name,
-        thread_id=thread.ident,
+        thread_name=thread_name,
+        thread_id=thread_id,
         age_seconds=max(0.0, now - time),
         idle_seconds=max(0.0, now - known.last_used),
         in_transaction=known.is_in_transaction(),
@@ -118,10 +120,10 @@ def _in_words(place: Place) -> str:
     return f"{code.co_filename}:{next(lines, None)}"
 
 
-def note_opened(known: Known, place: Place | None) -> None:
-    """Take note of a connection that was opened just now, for that place in the program."""
+def note_opened(known: Known, opener: Opener) -> None:
+    """Take note of a connection that was opened, and used for the first time, just now."""
     is_new = known.opening is None
-    known.opening = (monotonic(), threading.current_thread(), place)
+    known.opening = (known.last_used, opener)
     if is_new:
         _known.add(weakref.ref(known, _known.discard))
 
@@ -145,11 +147,12 @@ _BELOW = (_OURS, f"{_DJANGO}db{os.sep}", f"{_DJANGO}utils{os.sep}", _folder(asgi
 _SCRIPTS = sysconfig.get_path("scripts") + os.sep
 
 
-def place_in_program() -> Place | None:
-    """Return the place of the program for which the caller was called, None where there is none.
+def find_opener() -> Opener:
+    """Return for whom the caller was called.
 
-    To be asked before a connect: after one, when the caches of the processor are somebody else's,
-    it takes longer. For that reason it does as little as it can, and no line is looked up yet.
+    Django's connections ask before they connect: after it, when the caches of the processor are
+    somebody else's, it takes longer. For that reason it does as little as it can, and no line is
+    looked up yet.
     """
     kinds, best, place = _kinds, NOWHERE, None
     frame: FrameType | None = sys._getframe(2)
@@ -164,7 +167,7 @@ def place_in_program() -> Place | None:
             if kind == PROJECT:
                 break
         frame = frame.f_back
-    return place
+    return threading.current_thread().name, threading.get_ident(), place
 
 
 _kinds: dict[str, int] = {}

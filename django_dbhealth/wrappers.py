@@ -23,7 +23,7 @@ from .connecting import connect_patiently
 from .guard import before_use, note_failure, note_interruption
 from .liveness import Liveness, check_liveness
 from .notes import note_statement
-from .registry import note_opened, place_in_program
+from .registry import find_opener, note_opened
 from .replacing import BLOCK, DjangoWatch
 from .watch import watch_of
 
@@ -96,7 +96,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if watch.connecting:  # a log handler that writes to the database which it writes of
             super().connect()
             return
-        place = place_in_program()
+        opener = find_opener()
         watch.connecting, was_lost = True, watch.lost
         try:
             connect_patiently(self, watch, super().connect)
@@ -106,7 +106,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
             watch.connecting = False
             watch.reset()
             watch.lost = was_lost and self.connection is None  # the next connect heals it
-        note_opened(watch, place)
+        note_opened(watch, opener)
 
     def get_connection_params(self) -> dict[str, Any]:
         parameters: dict[str, Any] = super().get_connection_params()

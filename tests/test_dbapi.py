@@ -572,6 +572,26 @@ def test_error_of_a_later_statement(mysqlclient: Place) -> None:
 # Threads and forks
 
 
+def test_thread_that_has_its_connection(mysqlclient: Place) -> None:
+    """As an attribute: the connection goes with it, and no garbage collection is waited for."""
+
+    class Worker(threading.Thread):
+        def run(self) -> None:
+            self.db = Connection(mysqlclient.connect)
+            self.session = mysqlclient.session_id(self.db)
+
+    gc.disable()
+    try:
+        worker = Worker()
+        worker.start()
+        worker.join()
+        session = worker.session
+        del worker
+        mysqlclient.bench.server.wait_until_gone(session)
+    finally:
+        gc.enable()
+
+
 def test_other_thread(place: Place) -> None:
     db = place.open(name="importer")
     db.query("SELECT 1")

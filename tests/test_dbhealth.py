@@ -21,6 +21,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 from django.db.backends.signals import connection_created
+from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.test import override_settings
 
 from django_dbhealth.management.commands.dbhealth import Command
@@ -732,9 +733,16 @@ def test_sqlite() -> None:
 
 
 @pytest.mark.parametrize("subcommand", ["report", "connections", "wait"])
-def test_sqlite_in_memory_is_not_left_open(subcommand: str) -> None:
-    """Django's own close() would leave it open."""
-    opened = []
+def test_sqlite_in_memory_is_not_left_open(subcommand: str, monkeypatch: Any) -> None:
+    """Its backend's close(), which is called first, leaves it open."""
+    opened, closed = [], []
+    close = DatabaseWrapper.close
+
+    def note_close(connection: DatabaseWrapper) -> None:
+        closed.append(connection)
+        close(connection)
+
+    monkeypatch.setattr(DatabaseWrapper, "close", note_close)
 
     def note(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         opened.append(connection)
@@ -747,6 +755,7 @@ def test_sqlite_in_memory_is_not_left_open(subcommand: str) -> None:
         connection_created.disconnect(note)
         unregister("memory")
     assert opened
+    assert set(opened) <= set(closed)
     assert all(each.connection is None for each in opened)
 
 
@@ -825,9 +834,16 @@ def test_wait_for_a_server_that_hangs(new_server: Any, new_alias: Any) -> None:
 # On a terminal
 
 
+class Terminal(StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize("columns", [80, 160])
 def test_terminal(columns: int, a_server: Any, new_alias: Any, monkeypatch: Any) -> None:
-    """No line is wider than it; --no-color leaves it as it was."""
+    """No line is wider than it, and --no-color writes text alone."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -844,11 +860,17 @@ def test_terminal(columns: int, a_server: Any, new_alias: Any, monkeypatch: Any)
             ["wait", *private],
             ["explain", "2006"],
         ):
-            terminal = StringIO()
-            terminal.isatty = lambda: True  # type: ignore[method-assign]
-            text = dbhealth(*arguments, "--no-color", out=terminal).out
-            assert "\x1b" not in text
+            text = dbhealth(*arguments, "--no-color", out=Terminal()).out
+            assert ESCAPE not in text
             assert max(map(len, text.splitlines())) < columns, arguments
+            assert ("\N{BOX DRAWINGS LIGHT HORIZONTAL}" in text) is (
+                arguments[0] not in ("wait", "explain")
+            )
+            coloured = dbhealth(*arguments, "--force-color", out=Terminal()).out
+            assert (ESCAPE in coloured) is (arguments[0] not in ("wait", "explain"))
+
+
+ESCAPE = "\x1b"
 
 
 # Bad input

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, NullPool, event
 from django_dbhealth.checks import TAG, assumed_limit, limit_in_setting, warning
 from django_dbhealth.conf import config_for, described
 from django_dbhealth.forks import note_socket
-from django_dbhealth.registry import note_opened, place_in_program
+from django_dbhealth.registry import find_opener, note_opened
 from django_dbhealth.vendors import VENDORS, driver_behind, vendor_for_engine
 from django_dbhealth.vendors.base import Vendor
 
@@ -184,7 +184,7 @@ KEY = "dbhealth"  # in the info of a pool's record, which is emptied for each ne
 
 def _note_opened(name: str, handle: Any, record: Any) -> None:
     pooled = record.info[KEY] = Pooled(name, handle)
-    note_opened(pooled, place_in_program())
+    note_opened(pooled, find_opener())
     found = driver_behind(type(handle))
     if found is not None:
         note_socket(pooled, found[1])
