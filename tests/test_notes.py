@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
 import threading
+import time
 import unittest
 from contextlib import suppress
 from dataclasses import replace
