@@ -205,6 +205,7 @@ def test_second_signal_does_not_wait(server: Server) -> None:
         for line in job.process.stderr:  # type: ignore[union-attr]
             if b"finishing" in line:
                 break
+        time.sleep(0.5)  # until the first one's handler has ended, else the job's sleep goes on
         job.process.terminate()
         assert job.finish(timeout=30)[0] == -signal.SIGTERM  # of the 60 s that it might take
 

@@ -143,9 +143,10 @@ class StopSignals:
                 _say(f"{self.requested.name}: stopping.")
             self._interrupt()
             return
-        _say(f"{self.requested.name}: finishing {self._units[-1][0]}, at most {self._grace():g} s.")
         # Not threading.Thread: its lock may be the one that this handler interrupted.
         _thread.start_new_thread(self._interrupt_after_grace, ())
+        # Last: a signal that comes before the handler's end is heard when a time.sleep() is over.
+        _say(f"{self.requested.name}: finishing {self._units[-1][0]}, at most {self._grace():g} s.")
 
     def _interrupt_after_grace(self) -> None:
         time.sleep(self._grace())
