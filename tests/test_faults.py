@@ -426,15 +426,17 @@ def unbuffered_result_unfinished(case: Case) -> None:
 )
 def two_threads(case: Case) -> None:
     client = case.connect()
+    session = client.session_id()
 
     def sleep() -> None:
         with suppress(Exception):  # PyMySQL's; it is the other thread's that counts
-            client.execute("SELECT SLEEP(1)")
+            client.execute("SELECT SLEEP(3)")
 
     other = threading.Thread(target=sleep)
     other.start()
     try:
-        wait_for(lambda: any(each.state == "Query" for each in case.bench.server.sessions()))
+        sessions = case.bench.server.sessions
+        wait_for(lambda: (session, "Query") in [(each.id, each.state) for each in sessions()])
         client.insert(SECOND)
     finally:
         other.join()
