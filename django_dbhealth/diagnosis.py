@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .faults import Fault, Outcome, circumstances_of
-from .vendors import VENDORS, packages_of, vendor_named
+from .vendors import VENDORS, driver_behind, vendor_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,10 +73,11 @@ def _before(error: BaseException, *, with_context: bool) -> BaseException | None
 
 def _vendors_of(error: BaseException, origin: BaseException, using: str | None) -> list[Vendor]:
     """Return whose error it may be: several only for one of Django's that has lost its cause."""
-    packages = packages_of(type(origin))
-    of_driver = [vendor for vendor in VENDORS.values() if packages & vendor.drivers.keys()]
-    if of_driver or not _is_djangos(error):
-        return of_driver
+    found = driver_behind(type(origin))
+    if found is not None:
+        return [found[0]]
+    if not _is_djangos(error):
+        return []
     if using is None:
         return list(VENDORS.values())
     from django.db import connections

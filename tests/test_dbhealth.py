@@ -833,6 +833,8 @@ def test_wait_for_a_server_that_hangs(new_server: Any, new_alias: Any) -> None:
 
 # On a terminal
 
+ESCAPE = "\x1b"
+
 
 class Terminal(StringIO):
     encoding = "utf-8"
@@ -868,9 +870,6 @@ def test_terminal(columns: int, a_server: Any, new_alias: Any, monkeypatch: Any)
             )
             coloured = dbhealth(*arguments, "--force-color", out=Terminal()).out
             assert (ESCAPE in coloured) is (arguments[0] not in ("wait", "explain"))
-
-
-ESCAPE = "\x1b"
 
 
 # Bad input

@@ -42,14 +42,9 @@ def driver_of(connection: BaseDatabaseWrapper) -> Driver | None:
     return vendor.driver_of(connection) if vendor else None
 
 
-def packages_of(kind: type) -> set[str]:
-    """Return the top packages that a class and its bases come from."""
-    return {each.__module__.partition(".")[0] for each in kind.__mro__}
-
-
 def driver_behind(kind: type) -> tuple[Vendor, Driver] | None:
     """Return the driver whose class this is, a connection's or an error's."""
-    packages = packages_of(kind)
+    packages = {each.__module__.partition(".")[0] for each in kind.__mro__}  # and its bases'
     for vendor in VENDORS.values():
         for module, driver in vendor.drivers.items():
             if module in packages:
