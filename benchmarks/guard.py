@@ -179,29 +179,37 @@ def connected_query(connection: BaseDatabaseWrapper, server: Server) -> Block:
 
 def query_after_loss(connection: BaseDatabaseWrapper, server: Server) -> Block:
     """Only the query is timed, not the killing of the session before it."""
-    return prepared_query(connection, server, lambda: lose(connection, server))
+
+    def prepare() -> None:
+        server.wait_until_gone(lose(connection, server))
+
+    return prepared_query(connection, server, prepare)
 
 
 def query_after_close(connection: BaseDatabaseWrapper, server: Server) -> Block:
     """Do what a program without the guard would: close the lost connection, then make the query.
 
-    The query is timed, and the connect with it; the close is not.
+    The query is timed, and the connect with it; the close is not. What comes right before the
+    query is the same for both, so that the processor's caches hold the same.
     """
 
     def prepare() -> None:
-        lose(connection, server)
+        session = lose(connection, server)
         connection.close()
+        server.wait_until_gone(session)
 
     return prepared_query(connection, server, prepare)
 
 
-def lose(connection: BaseDatabaseWrapper, server: Server) -> None:
+def lose(connection: BaseDatabaseWrapper, server: Server) -> int:
+    """Let the server end the connection's session; return which one it was."""
     sql = {"mysql": "SELECT CONNECTION_ID()", "postgresql": "SELECT pg_backend_pid()"}
     with connection.cursor() as cursor:
         cursor.execute(sql[connection.vendor])
         (session,) = cursor.fetchone()
     server.kill_connection(session)
     server.wait_until_gone(session)
+    return int(session)
 
 
 def prepared_query(

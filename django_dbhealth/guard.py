@@ -50,6 +50,8 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
         or (watch.poll or watch.make_poll())(0)
     ):
         _heal_if_lost(connection, watch, config, now)
+    else:
+        watch.last_look = now  # a look that found something to heal, and could not, is none
 
 
 def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -> None:
@@ -71,14 +73,19 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -
         if not must_tell:
             watch.replace()
     finally:  # a receiver may use the connection, so not before
-        if not was_known:
+        if not was_known and connection_lost.receivers:
             loss.send(connection_lost, duration=now - began)
     if must_tell:
-        loss.log_unhealed(state, in_block=in_block)
+        if not was_known:
+            loss.log_unhealed(state, in_block=in_block)
         return
     duration = monotonic() - began
-    loss.send(connection_healed, duration=duration)
-    loss.log_healed(duration, state if on_loss == "warn" else ())
+    if connection_healed.receivers:
+        loss.send(connection_healed, duration=duration)
+    gone = state if on_loss == "warn" else ()
+    level = logging.WARNING if gone else logging.INFO
+    if logger.isEnabledFor(level):
+        loss.log_healed(level, duration, gone)
 
 
 # After a failure
@@ -141,8 +148,6 @@ class Loss:
         self._idle_seconds = idle_seconds
 
     def send(self, signal: Signal, *, duration: float) -> None:
-        if not signal.receivers:
-            return
         signal.send_robust(
             sender=self._watch.sender(),
             alias=self._watch.alias,
@@ -151,10 +156,7 @@ class Loss:
             duration=duration,
         )
 
-    def log_healed(self, duration: float, state: tuple[str, ...]) -> None:
-        level = logging.WARNING if state else logging.INFO
-        if not logger.isEnabledFor(level):
-            return
+    def log_healed(self, level: int, duration: float, state: tuple[str, ...]) -> None:
         without = f" Its session state is gone: {', '.join(state)}." if state else ""
         took = f" Healing took {duration * 1000:.0f} ms."
         self._log(level, "was lost and healed", took + without)

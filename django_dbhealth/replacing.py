@@ -86,7 +86,19 @@ class DjangoWatch(Watch):
         return bool(connection.health_check_enabled and not connection.health_check_done)
 
     def is_replaceable(self) -> bool:
-        return _is_replaceable(self._connection(), self)
+        connection: Any = self._connection()
+        if connection.allow_thread_sharing:
+            return False
+        if not connection.in_atomic_block:
+            return bool(connection.autocommit or self.is_replaced_anyway())
+        return not (
+            self.used
+            or connection.needs_rollback
+            or connection.closed_in_transaction
+            or not connection.commit_on_exit  # autocommit was off already
+            or any(block._from_testcase for block in connection.atomic_blocks)
+            or (not self.savepoints and self.driver.has_begun(connection.connection))
+        )
 
     def why_kept(self) -> list[str]:
         return list(_why_kept(self._connection(), self))
@@ -97,21 +109,6 @@ class DjangoWatch(Watch):
             _replace_in_block(connection, self)
         else:
             _connect_anew(connection, self)
-
-
-def _is_replaceable(connection: Any, watch: DjangoWatch) -> bool:
-    if connection.allow_thread_sharing:
-        return False
-    if not connection.in_atomic_block:
-        return bool(connection.autocommit or watch.is_replaced_anyway())
-    return not (
-        watch.used
-        or connection.needs_rollback
-        or connection.closed_in_transaction
-        or not connection.commit_on_exit  # autocommit was off already
-        or any(block._from_testcase for block in connection.atomic_blocks)
-        or (not watch.savepoints and watch.driver.has_begun(connection.connection))
-    )
 
 
 def _why_kept(connection: Any, watch: DjangoWatch) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Watch(ABC):
         "healed_since",
         "in_doubt",
         "interrupted",
+        "last_look",
         "last_used",
         "lost",
         "opening",
@@ -141,7 +142,7 @@ class Watch(ABC):
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
         self._nothing_has_run()
-        self.last_used = monotonic()
+        self.last_used = self.last_look = monotonic()
         self._references = self._count_references()
 
     def transaction_began(self) -> None:
@@ -207,7 +208,7 @@ class Watch(ABC):
 
     def session_state(self) -> tuple[str, ...]:
         """Return what a new session would not have, in plain words."""
-        if not self.carries_anything():
+        if not self.session and not self.cursors:
             return ()
         # A client-side cursor has its rows already, and only a server-side one has a name.
         held = (SERVER_SIDE_CURSOR,) if any(map(_name, list(self.cursors))) else ()

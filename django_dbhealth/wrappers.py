@@ -64,8 +64,9 @@ CONNECTION_ATTRIBUTES = (
 )
 CURSOR_HOOKS = ("_execute_with_wrappers", "callproc")
 
-# A statement began so few seconds ago that a look at the socket would tell nothing more: what is
-# lost between the look and the statement is not seen either, and may take as long.
+# The connection was looked at, or a statement began, so few seconds ago that another look would
+# tell nothing more: what is lost between a look and its statement, which may take as long, is not
+# seen either.
 JUST_NOW = 0.0005
 
 
@@ -96,8 +97,10 @@ class WatchedConnection(Base):  # type: ignore[misc]
         if watch.connecting:  # a log handler that writes to the database which it writes of
             super().connect()
             return
-        opener = find_opener()
+        # Who has opened a lost connection has opened the one that takes its place.
+        opener = watch.opening[1] if watch.bounded and watch.opening else find_opener()
         watch.connecting, was_lost = True, watch.lost
+        watch.last_look = math.inf  # nobody is to look meanwhile
         try:
             connect_patiently(self, watch, super().connect)
         finally:
@@ -151,12 +154,13 @@ class WatchedConnection(Base):  # type: ignore[misc]
     # Before use
 
     def close_if_health_check_failed(self) -> None:
-        """Heal the connection where a cursor could not be made; Django calls it for each."""
-        in_doubt = self.dbhealth_watch.in_doubt
-        if not in_doubt and (self.health_check_done or not self.health_check_enabled):
-            return  # nearly always; Django's own would do nothing either
-        before_use(self, self.dbhealth_watch, monotonic())
-        super().close_if_health_check_failed()
+        """Heal the connection before a cursor is made; Django calls it for each."""
+        watch = self.dbhealth_watch
+        now = monotonic()
+        if now - watch.last_look > JUST_NOW or watch.in_doubt:
+            before_use(self, watch, now)
+        if self.health_check_enabled and not self.health_check_done:  # else it would do nothing
+            super().close_if_health_check_failed()
 
     def set_autocommit(self, autocommit: bool, *args: Any, **kwargs: Any) -> None:
         if self.dbhealth_watch.connecting:
@@ -332,7 +336,7 @@ class WatchedCursor(Base):  # type: ignore[misc]
         watch: Watch = self.db.dbhealth_watch
         now = monotonic()
         if (
-            now - watch.last_used > JUST_NOW
+            now - watch.last_look > JUST_NOW
             or watch.in_doubt
             or self.generation != watch.generation
         ):
@@ -348,7 +352,8 @@ class WatchedCursor(Base):  # type: ignore[misc]
         except Error as error:
             note_statement(watch, error, sql, many=many, began=now)
             raise
-        watch.last_used = now  # not for one that Django refused to send: that tells nothing
+        # Not for one that Django refused to send: that tells nothing.
+        watch.last_used = watch.last_look = now
         if not is_quiet:
             watch.session.observe(sql, None if many else params)
         return result

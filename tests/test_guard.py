@@ -221,13 +221,18 @@ def test_healthy_connection_costs_no_round_trip(mariadb: Any, add_database: Any)
     assert questions() - before == 11  # the counting itself is one
     found = watch_of(connections[alias])
     assert found is not None
-    found.last_used -= 31  # PING_AFTER is 30
+
+    def be_idle() -> None:
+        found.last_used -= 31  # PING_AFTER is 30
+        found.last_look -= 31
+
+    be_idle()
     before = questions()  # a probe, and this one
-    found.last_used -= 31
+    be_idle()
     assert questions() - before == 2
     with override_settings(DBHEALTH={"PING_AFTER": 3600}):
         before = questions()
-        found.last_used -= 31
+        be_idle()
         assert questions() - before == 1
 
 
@@ -618,6 +623,28 @@ def test_held_cursor_after_healing_has_failed(
         assert list(cursor.fetchall()) == [(3,)]
 
 
+def test_healed_before_a_cursor_is_made(database: Database) -> None:
+    """Making a cursor is a use: a lost connection's would have to be made twice."""
+    create("a")
+    lost = lose(database)
+    with connection_of(database).cursor():
+        assert session_of(connection_of(database)) != lost
+
+
+def test_look_in_vain_does_not_count(postgresql: Any, add_database: Any) -> None:
+    """While autocommit is off nothing is healed; so the statement right after it looks again."""
+    add_database(postgresql.django(), alias="database")
+    database = Database("database", postgresql)
+    connection = connection_of(database)
+    connection.set_autocommit(False)
+    create("a")
+    connection.commit()
+    session = lose(database)
+    connection.set_autocommit(True)
+    create("b")
+    assert session_of(connection) != session
+
+
 def test_autocommit_turned_off_twice(mariadb: Any, add_database: Any) -> None:
     """The second time begins nothing: what has run since the first is not forgotten."""
     add_database(mariadb.django(), alias="database")
@@ -642,7 +669,9 @@ def test_asking_for_copy_is_no_statement(postgresql: Any, add_database: Any) -> 
         cursor.execute("SELECT 1")
 
 
-def test_interrupted_statement_with_session_state(database: Database) -> None:
+def test_interrupted_statement_with_session_state(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     """A connection left in the middle of a statement is no use: what was on it is told, once."""
 
     def interrupt(signum: int, frame: Any) -> None:
@@ -657,9 +686,12 @@ def test_interrupted_statement_with_session_state(database: Database) -> None:
             run(sleep[connection_of(database).vendor])
     finally:
         signal.signal(signal.SIGALRM, previous)
-    with pytest.raises(Error) as caught:
+    with received() as seen, pytest.raises(Error) as caught:
         create("a")
     assert "temporary table shelf" in caught.value.__notes__[0]
+    assert [name for name, _ in seen] == ["lost"]
+    [record] = caplog.records
+    assert "Lost with it: temporary table shelf." in record.message
     create("b")
     assert rows(database) == ["b"]
 
