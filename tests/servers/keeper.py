@@ -24,11 +24,23 @@ from typing import Any
 
 import psutil
 
-RUN = Path(
-    os.environ.setdefault(
-        "DBHEALTH_TEST_RUN", f"{tempfile.gettempdir()}/dbhealth-{os.urandom(4).hex()}"
-    )
-)
+
+def directory_of_run() -> Path:
+    """Return the directory of this test run, the same in its subprocesses.
+
+    Each of pytest-xdist's workers is a run of its own, though they inherit the environment.
+    """
+    run = os.environ.get("DBHEALTH_TEST_RUN")
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if run is None:
+        run = f"{tempfile.gettempdir()}/dbhealth-{os.urandom(4).hex()}"
+    if not run.endswith(worker):
+        run = f"{run}-{worker}"
+    os.environ["DBHEALTH_TEST_RUN"] = run
+    return Path(run)
+
+
+RUN = directory_of_run()
 
 
 # The keeper's end: runs as a script.
