@@ -122,7 +122,10 @@ class RuleSet:
         self._lists = lists
         self._doubtful = doubtful
         self._pure_functions = pure_functions
-        self.has_select_into = "into" in quiet.get("SELECT", ())
+        # What a SELECT has that is worth a look, in lower case: with a parenthesis, and without one
+        # (and so without a call).
+        self.words_in_select = quiet.get("SELECT", ())
+        self.words_without_call = tuple(word for word in self.words_in_select if word == "into")
         self._remembered = lru_cache(maxsize=512)(self._effects)
 
     def effects(self, sql: str) -> tuple[Effect, ...]:
@@ -148,10 +151,7 @@ class RuleSet:
             if markers is None:
                 return False
         if len(sql) > SHORT_TEXT:
-            return not any(
-                _long_text_has(_before_from(sql) if marker == "into" else sql, marker)
-                for marker in markers
-            )
+            return not _long_text_has(sql, markers)
         lower = sql.lower()
         for marker in markers:  # noqa: SIM110 (a generator would take as long as all the rest)
             if marker in lower:
@@ -268,16 +268,15 @@ class SessionState:
         if not isinstance(sql, str):
             return False
         rules = self._rules
-        return (  # a query that calls nothing; the quickest of three ways to tell
-            sql.startswith("SELECT")
-            and "(" not in sql
-            and "@" not in sql
-            and ";" not in sql
-            and not (
-                rules.has_select_into
-                and "into" in (sql if len(sql) <= SHORT_TEXT else _before_from(sql)).lower()
-            )
-        ) or rules.is_quiet(sql)
+        if not sql.startswith("SELECT") or len(sql) > SHORT_TEXT or ";" in sql or "@" in sql:
+            return rules.is_quiet(sql)
+        words = rules.words_in_select if "(" in sql else rules.words_without_call
+        if words:
+            lower = sql.lower()
+            for word in words:
+                if word in lower:
+                    return False
+        return True
 
     def observe(self, sql: object, params: object = None) -> None:
         """Take note of a statement that succeeded."""
@@ -419,44 +418,39 @@ def _before_from(sql: str) -> str:
     return sql if not found or _UNSURE.search(head) else head
 
 
-def _long_text_has(sql: str, marker: str) -> bool:
-    """Look for a marker in a text of which one pass of Python's own search costs 30 µs.
+def _long_text_has(sql: str, markers: Sequence[str]) -> bool:
+    """Look for the markers in a text of which one pass of Python's own search costs 30 µs.
 
-    The search for a single character is 50 times faster. Most texts lack one of the marker's
-    characters, or have the first one, which is a rare one, a few times only.
+    The search for a single character is 50 times faster.
     """
-    if len(marker) == 1:
-        return marker in sql
-    if marker.startswith("_"):
-        return _long_text_calls(sql, marker)
-    if not all(character in sql or character.upper() in sql for character in marker):
-        return False
-    for first in {marker[0], marker[0].upper()}:
-        at = -1
-        for _ in range(50):
-            at = sql.find(first, at + 1)
-            if at < 0:
-                break
-            if sql[at : at + len(marker)].lower() == marker:
+    calls = []
+    for marker in markers:
+        if len(marker) == 1:
+            if marker in sql:
+                return True
+        elif marker == "into":
+            if marker in _before_from(sql).lower():
                 return True
         else:
-            return marker in sql.lower()
-    return False
+            calls.append(marker)
+    return _long_text_calls(sql, calls)
 
 
-def _long_text_calls(sql: str, marker: str) -> bool:
-    """Look for a part of a function's name: it stands before one of a few parentheses."""
+def _long_text_calls(sql: str, calls: Sequence[str]) -> bool:
+    """Look for parts of functions' names: they stand before one of a few parentheses."""
     at = -1
     for _ in range(50):
         at = sql.find("(", at + 1)
         if at < 0:
             return False
         before = sql[max(0, at - 100) : at].removesuffix(" ").lower()  # names have 64 at most
-        if marker in before:
-            return True
+        for call in calls:
+            if call in before:
+                return True
         if before[-1:].isspace() or before.endswith("/"):  # behind a comment, perhaps
             break
-    return marker in sql.lower()
+    lower = sql.lower()
+    return any(call in lower for call in calls)
 
 
 def _as_text(sql: object) -> str | None:

@@ -240,8 +240,18 @@ class WatchedConnection(Base):  # type: ignore[misc]
     def wrap_database_errors(self) -> DatabaseErrorWrapper:
         return WatchedErrors(self)
 
+    @cached_property
+    def dbhealth_cursor_class(self) -> Any:
+        """The class of the connection's cursors, None where the backend makes its own.
+
+        Making one of the right class takes half the time of changing its class.
+        """
+        if getattr(super().make_cursor, "__func__", None) is not BaseDatabaseWrapper.make_cursor:
+            return None
+        return derived_class(CursorWrapper, WatchedCursor)
+
     def make_cursor(self, cursor: Any) -> Any:
-        kind = plain_cursor_class(type(self))  # type: ignore[arg-type]
+        kind = self.dbhealth_cursor_class
         if kind is None:
             return self._watched_cursor(super().make_cursor(cursor))
         watched = kind(cursor, self)
@@ -425,15 +435,3 @@ def derived_class(base: Any, mixin: Any) -> Any:
     """Derive the class that adds the mixin, under the name of its base: logs and repr() show it."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (mixin, base), names)
-
-
-@functools.cache
-def plain_cursor_class(kind: Any) -> Any:
-    """Return the class of a connection's cursors, None where the backend makes its own.
-
-    Making one of the right class takes half the time of changing its class.
-    """
-    base: Any = super(WatchedConnection, kind)
-    if base.make_cursor is not BaseDatabaseWrapper.make_cursor:
-        return None
-    return derived_class(CursorWrapper, WatchedCursor)
