@@ -1,7 +1,7 @@
 """The guard: a lost connection is replaced exactly where nothing can be lost with it.
 
-Before a statement, and before BEGIN, it looks at the socket. It sends nothing twice: what went out
-and failed stays failed.
+Before a cursor is made, a statement and BEGIN, it looks at the socket. It sends nothing twice: what
+went out and failed stays failed.
 """
 
 from __future__ import annotations
