@@ -64,21 +64,17 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -
         return  # alive it is needed; lost, the statement that follows will say so
     was_known = watch.lost
     in_block = connection.in_atomic_block
-    if liveness_of(watch, config, suspect=True, in_transaction=in_block) is not Liveness.LOST:
+    liveness = liveness_of(watch, config, suspect=True, in_transaction=in_block)
+    if liveness is not Liveness.LOST or must_tell:
         return
     now = monotonic()
     reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)
     loss = Loss(watch, reason=reason, idle_seconds=began - watch.last_used)
     try:
-        if not must_tell:
-            watch.replace()
+        watch.replace()
     finally:  # a receiver may use the connection, so not before
         if not was_known and connection_lost.receivers:
             loss.send(connection_lost, duration=now - began)
-    if must_tell:
-        if not was_known:
-            loss.log_unhealed(state, in_block=in_block)
-        return
     duration = monotonic() - began
     if connection_healed.receivers:
         loss.send(connection_healed, duration=duration)
@@ -96,7 +92,7 @@ def note_failure(connection: Any, watch: Watch, error: Exception) -> Fault | Non
     if isinstance(error, watch.of_data):
         return None
     connecting = watch.connecting or connection.connection is None
-    was_known, state = watch.lost, watch.session_state()
+    was_known, was_told, state = watch.lost, watch.told, watch.session_state()
     if not connecting and not watch.committed:
         watch.lost = was_known or watch.driver.has_given_up(connection.connection, error)
     error.dbhealth_circumstances = Circumstances(  # type: ignore[attr-defined]
@@ -116,7 +112,7 @@ def note_failure(connection: Any, watch: Watch, error: Exception) -> Fault | Non
     watch.told |= watch.lost or (fault is not None and fault.kind is Kind.LOST)
     if watch.lost:
         watch.forget_session_state()
-    if watch.lost and not was_known:
+    if watch.lost and not (was_known and was_told):
         loss = Loss(watch, reason="a statement failed", idle_seconds=watch.idle_seconds())
         loss.log_unhealed((*state, *watch.left_open()), in_block=connection.in_atomic_block)
         loss.send(connection_lost, duration=0.0)

@@ -128,8 +128,11 @@ def _why_kept(connection: Any, watch: DjangoWatch) -> Iterator[str]:
 def _connect_anew(connection: Any, watch: DjangoWatch) -> None:
     watch.bounded = not watch.is_replaced_anyway()  # Django would wait as long as it takes
     watch.closed = watch.driver.cursors_need_handle  # then it goes when its last cursor does
-    connection.close()  # a backend may have more to forget; a pool's goes back to its pool
-    connection.ensure_connection()
+    try:
+        connection.close()  # a backend may have more to forget; a pool's goes back to its pool
+        connection.ensure_connection()
+    finally:
+        watch.bounded = False
 
 
 def _replace_in_block(connection: Any, watch: DjangoWatch) -> None:

@@ -29,7 +29,8 @@ _FIRST_WORD = re.compile(
     r"(?:[\s(]|/\*(?!M?!)(?:(?!/\*|\*/).)*\*/|--[^\n]*\n|#[^\n]*\n)*(\w*)",
     re.DOTALL,
 )
-_UNSURE = re.compile(r"""['"(/$-]|WITH""", re.IGNORECASE)
+# What stands before " FROM " where that may be no clause: IS DISTINCT FROM, AS FROM, in a literal …
+_UNSURE = re.compile(r"""['"(/$-]|WITH|(?:DISTINCT|\bAS|\.)\s*\Z""", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"%(%)|%\(([^)%]+)\)[sbt]|%[sbt]")
 _SYMBOL = re.compile(r"\s*(:?=|[(),.])\s*")
 _PART = r"""(?:[\w$]+|["']\d+["'])"""
@@ -428,11 +429,10 @@ def _long_text_has(sql: str, markers: Sequence[str]) -> bool:
         if len(marker) == 1:
             if marker in sql:
                 return True
-        elif marker == "into":
-            if marker in _before_from(sql).lower():
-                return True
-        else:
+        elif marker.startswith("_"):  # of a function's name
             calls.append(marker)
+        elif marker in (_before_from(sql) if marker == "into" else sql).lower():
+            return True
     return _long_text_calls(sql, calls)
 
 

@@ -98,7 +98,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
             super().connect()
             return
         # Who has opened a lost connection has opened the one that takes its place.
-        opener = watch.opening[1] if watch.bounded and watch.opening else find_opener()
+        opener = watch.opening[1] if watch.lost and watch.opening else find_opener()
         watch.connecting, was_lost = True, watch.lost
         watch.last_look = math.inf  # nobody is to look meanwhile
         try:
@@ -154,7 +154,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
     # Before use
 
     def close_if_health_check_failed(self) -> None:
-        """Heal the connection before a cursor is made; Django calls it for each."""
+        """Heal the connection before a cursor is made, or BEGIN; Django calls it for each."""
         watch = self.dbhealth_watch
         now = monotonic()
         if now - watch.last_look > JUST_NOW or watch.in_doubt:
@@ -171,7 +171,6 @@ class WatchedConnection(Base):  # type: ignore[misc]
             # connect that failed now would hide the block's error.
             self.autocommit = True
             return
-        before_use(self, self.dbhealth_watch, monotonic())  # BEGIN
         changes = self.autocommit != autocommit
         super().set_autocommit(autocommit, *args, **kwargs)
         if changes:

@@ -602,6 +602,19 @@ def test_cursor_stays_closed_with_its_connection(database: Database) -> None:
         cursor.execute("SELECT 2")
 
 
+def test_connect_that_was_forbidden_leaves_no_limit(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test's blocker keeps healing from its connect: the program's own is not limited then."""
+    connection: Any = connection_of(database)
+    lose(database)
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "connect", lambda: pytest.fail("no connects here"))
+        with pytest.raises(pytest.fail.Exception):
+            run("SELECT 1")
+    assert "connect_timeout" not in connection.get_connection_params()
+
+
 @pytest.mark.parametrize("engine", ["mysqlclient", "PyMySQL", "psycopg"])
 def test_held_cursor_after_healing_has_failed(
     engine: str, new_server: Any, add_database: Any
@@ -669,10 +682,8 @@ def test_asking_for_copy_is_no_statement(postgresql: Any, add_database: Any) -> 
         cursor.execute("SELECT 1")
 
 
-def test_interrupted_statement_with_session_state(
-    database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A connection left in the middle of a statement is no use: what was on it is told, once."""
+def lose_session_state_in_a_statement(database: Database) -> None:
+    """Make a temporary table, and leave its connection in the middle of a statement."""
 
     def interrupt(signum: int, frame: Any) -> None:
         raise TimeoutError
@@ -686,12 +697,38 @@ def test_interrupted_statement_with_session_state(
             run(sleep[connection_of(database).vendor])
     finally:
         signal.signal(signal.SIGALRM, previous)
+
+
+def test_interrupted_statement_with_session_state(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection left in the middle of a statement is no use: what was on it is told, once."""
+    lose_session_state_in_a_statement(database)
     with received() as seen, pytest.raises(Error) as caught:
         create("a")
     assert "temporary table shelf" in caught.value.__notes__[0]
     assert [name for name, _ in seen] == ["lost"]
     [record] = caplog.records
     assert "Lost with it: temporary table shelf." in record.message
+    create("b")
+    assert rows(database) == ["b"]
+
+
+def test_session_state_is_not_told_to_a_receiver_alone(database: Database) -> None:
+    """The program hears of it, though a receiver makes a query before the error is there."""
+    lose_session_state_in_a_statement(database)
+
+    def query(**arguments: Any) -> None:
+        run("SELECT 1")
+
+    connection_lost.connect(query)
+    try:
+        with pytest.raises(Error) as caught:
+            create("a")
+    finally:
+        connection_lost.disconnect(query)
+    assert "temporary table shelf" in caught.value.__notes__[0]
+    assert rows(database) == []
     create("b")
     assert rows(database) == ["b"]
 

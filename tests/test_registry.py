@@ -141,13 +141,16 @@ def test_threads(database: Database) -> None:
     assert [each.thread_name for each in opened()] == ["MainThread"]
 
 
-def test_healed_connection(database: Database) -> None:
+@pytest.mark.parametrize("checks_health", [False, True])
+def test_healed_connection(database: Database, checks_health: bool) -> None:
     """It has another age, and the place of the one that was lost: the program opened that."""
     place = next_line()
     Row.objects.using("database").count()
     for session in database.server.sessions():
         database.server.kill_connection(session.id)
         database.server.wait_until_gone(session.id)
+    connections["database"].health_check_enabled = checks_health
+    connections["database"].health_check_done = False
     began = monotonic()
     count()
     [healed] = opened()

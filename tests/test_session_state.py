@@ -154,6 +154,11 @@ POSTGRESQL_HOLDS = [
     ("WITH x AS (SELECT 1 AS a) SELECT a INTO pg_temp.tmp FROM x", "temporary table tmp"),
     (f"SELECT '{'x' * SHORT_TEXT}' AS a Into Temp tmp", "temporary table tmp"),
     (f"SELECT '{'i' * SHORT_TEXT}' AS a Into Temp tmp", "temporary table tmp"),
+    (
+        f"SELECT 1 IS NOT DISTINCT FROM 2 INTO TEMP tmp FROM t WHERE a IN ({'1,' * SHORT_TEXT} 1)",
+        "temporary table tmp",
+    ),
+    (f"SELECT 1 as FROM INTO TEMP tmp WHERE 1 IN ({'1,' * SHORT_TEXT} 1)", "temporary table tmp"),
     ("CREATE TEMP VIEW v AS SELECT 1", "temporary view v"),
     ("CREATE OR REPLACE TEMP VIEW v AS SELECT 1", "temporary view v"),
     ("CREATE TEMP RECURSIVE VIEW v (n) AS SELECT 1", "temporary view v"),
@@ -196,6 +201,13 @@ POSTGRESQL_HOLDS = [
     ("SELECT set_config(%s, %s, false)", "SET"),
     ("SELECT set_config(name, 'x', false) FROM pg_settings", "SET"),
     ("UPDATE t SET a = set_config('app.x', 'y', false)", "SET app.x"),
+    ("UPDATE pg_settings SET setting = 'x' WHERE name = 'search_path'", "SET by pg_settings"),
+    ('update only pg_catalog."pg_settings" AS s set setting = %s', "SET by pg_settings"),
+    ("WITH x AS (UPDATE pg_settings SET setting = 1 RETURNING 1) TABLE x", "SET by pg_settings"),
+    (
+        f"UPDATE pg_settings SET setting = '{'x' * SHORT_TEXT}' WHERE name = 'a.b'",
+        "SET by pg_settings",
+    ),
     # Locks
     ("SELECT pg_advisory_lock(1)", ADVISORY),
     ("SELECT pg_advisory_lock(1, 2)", ADVISORY),

@@ -29,6 +29,7 @@ PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE from_sql"
 HELD_CURSORS = "SELECT count(*) FROM pg_cursors WHERE is_holdable"
 CHANNELS = "SELECT count(*) FROM pg_listening_channels()"
 TMP = "SELECT count(*) FROM tmp"
+MANY = "1, " * 1000 + "1"
 
 # Statements, a query that tells whether the session has what they made, what gives it back.
 HELD_AND_GIVEN_BACK = {
@@ -78,6 +79,11 @@ HELD_AND_GIVEN_BACK = {
         ("CREATE TEMP TABLE Tmp (id int)", TMP, 'DROP TABLE pg_temp."tmp"'),
         ("CREATE TABLE pg_temp.tmp (id int)", TMP, "DROP TABLE IF EXISTS x, tmp CASCADE"),
         ("SELECT 1 AS id INTO TEMP tmp", TMP, "DISCARD TEMP"),
+        (
+            f"SELECT 1 IS DISTINCT FROM 2 AS a INTO TEMP tmp FROM app_row WHERE id IN ({MANY})",
+            TMP,
+            "DISCARD TEMP",
+        ),
         ("EXPLAIN ANALYZE CREATE TEMP TABLE tmp AS SELECT 1", TMP, "DISCARD TEMP"),
         ("CREATE TEMP VIEW tmp AS SELECT 1", TMP, "DROP VIEW tmp"),
         ("CREATE TEMP SEQUENCE s", "SELECT nextval('s')", "DROP SEQUENCE s"),
@@ -90,6 +96,11 @@ HELD_AND_GIVEN_BACK = {
             "RESET lock_timeout",
         ),
         ("SET SESSION lock_timeout TO 7", "SHOW lock_timeout", "RESET ALL"),
+        (
+            "UPDATE pg_settings SET setting = 7 WHERE name = 'lock_timeout'",
+            "SHOW lock_timeout",
+            "RESET ALL",
+        ),
         ("SET TIME ZONE 'Asia/Tokyo'", "SHOW timezone", None),
         ("SET SCHEMA 'x'", "SHOW search_path", "RESET search_path"),
         ('SET search_path TO "default"', "SHOW search_path", "RESET search_path"),
@@ -185,7 +196,7 @@ LEFT_NOTHING = {
 
 def rows(table: dict[str, list[Any]]) -> pytest.MarkDecorator:
     parameters = [
-        pytest.param(kind, row, id=f"{kind}-{row[0]}") for kind in table for row in table[kind]
+        pytest.param(kind, row, id=f"{kind}-{row[0][:90]}") for kind in table for row in table[kind]
     ]
     return pytest.mark.parametrize(("database", "row"), parameters, indirect=["database"])
 

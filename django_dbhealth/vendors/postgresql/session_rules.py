@@ -42,6 +42,8 @@ SESSION_RULES = RuleSet(
     Rule("RESET ROLE", frees="SET ROLE", undoable=True),
     Rule("RESET SESSION AUTHORIZATION", frees="SET SESSION AUTHORIZATION", undoable=True),
     Rule("RESET name", frees="SET {}", undoable=True),
+    # Manual: pg_settings. An UPDATE of the view is a SET.
+    Mention(r"\bUPDATE (?:ONLY )?(?:pg_catalog\.)?(pg_settings)\b", holds="SET by {}"),
     # Manual: system administration functions, set_config(name, value, is_local).
     Call("set_config", stands_for="SET {} = value", unless_last="true"),
     # Manual: advisory lock functions. Those with xact in their name end with the transaction.
@@ -100,10 +102,10 @@ SESSION_RULES = RuleSet(
         | (?P<end> ; )
     """,
     quiet={
-        **dict.fromkeys(["SELECT", "WITH"], ("_advisory", "_config", "into")),
-        **dict.fromkeys(
-            ["INSERT", "UPDATE", "DELETE", "SAVEPOINT", "RELEASE"], ("_advisory", "_config")
-        ),
+        "SELECT": ("_advisory", "_config", "into"),
+        "WITH": ("_advisory", "_config", "into", "pg_settings"),
+        "UPDATE": ("_advisory", "_config", "pg_settings"),
+        **dict.fromkeys(["INSERT", "DELETE", "SAVEPOINT", "RELEASE"], ("_advisory", "_config")),
     },
     quiet_characters=";",
     folds_case=True,
