@@ -606,14 +606,14 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 
     def test_sleep(mariadb, new_server):
         servers = [mariadb, new_server("postgresql")]
+        try:
     """
     end = """
-        try:
             time.sleep(60)
         finally:
             print([server.execute("SELECT 1") for server in servers])
     """
-    body = textwrap.indent(PRINT_SERVERS, "    ") + end
+    body = textwrap.indent(PRINT_SERVERS, "        ") + end
     path = tmp_path / "test_sleep.py"
     path.write_text(textwrap.dedent(test + body))
     options = ["-q", "-s", "-p", "tests.conftest", "-p", "no:cacheprovider"]
