@@ -1,7 +1,7 @@
 """The guard: a lost connection is replaced exactly where nothing can be lost with it.
 
-Before a cursor is made, a statement and BEGIN, it looks at the socket. It sends nothing twice: what
-went out and failed stays failed.
+Before a cursor is made, before the statement of one that was made earlier, and before BEGIN, it
+looks at the socket. It sends nothing twice: what went out and failed stays failed.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -
     if must_tell and not watch.interrupted:
         return  # alive it is needed; lost, the statement that follows will say so
     was_known = watch.lost
-    in_block = connection.in_atomic_block
-    liveness = liveness_of(watch, config, suspect=True, in_transaction=in_block)
-    if liveness is not Liveness.LOST or must_tell:
+    in_transaction = connection.in_atomic_block
+    liveness = liveness_of(watch, config, suspect=True, in_transaction=in_transaction)
+    if liveness is not Liveness.LOST or must_tell:  # then the statement that follows tells
         return
     now = monotonic()
     reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)

@@ -91,7 +91,8 @@ class RuleSet:
     `tokens`: a regular expression with the groups comment, code (a comment that is run), text,
     name, placeholder and end, for what is not plain words.
     `quiet`: the first words of everyday statements, and for each what must appear in it, in lower
-    case, to make it worth a look. `quiet_characters`: likewise, for all of them.
+    case, to make it worth a look; what begins with an underscore is of a function's name.
+    `quiet_characters`: likewise, for all of them.
     `folds_case`: whether unquoted names mean the same in any case.
     `rewrites`: spellings of the same thing made one. `lists`: statements that are lists of
     assignments, each looked at by itself. `doubtful`: statements with a body that is not followed.
@@ -126,7 +127,9 @@ class RuleSet:
         # What a SELECT has that is worth a look, in lower case: with a parenthesis, and without one
         # (and so without a call).
         self.words_in_select = quiet.get("SELECT", ())
-        self.words_without_call = tuple(word for word in self.words_in_select if word == "into")
+        self.words_without_call = tuple(
+            word for word in self.words_in_select if not word.startswith("_")
+        )
         self._remembered = lru_cache(maxsize=512)(self._effects)
 
     def effects(self, sql: str) -> tuple[Effect, ...]:

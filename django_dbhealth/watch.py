@@ -208,7 +208,7 @@ class Watch(ABC):
 
     def session_state(self) -> tuple[str, ...]:
         """Return what a new session would not have, in plain words."""
-        if not self.session and not self.cursors:
+        if not self.carries_anything():
             return ()
         # A client-side cursor has its rows already, and only a server-side one has a name.
         held = (SERVER_SIDE_CURSOR,) if any(map(_name, list(self.cursors))) else ()
