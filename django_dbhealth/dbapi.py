@@ -442,7 +442,7 @@ def _noting(link: _Link, sql: object = "", *, many: bool = False) -> Iterator[No
     except BaseException as error:
         note_interruption(link, error)
         raise
-    link.last_used = began
+    link.last_used = monotonic()
 
 
 def _config(ping_after: float, ping_timeout: float) -> Config:

@@ -51,7 +51,7 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
     ):
         _heal_if_lost(connection, watch, config, now)
     else:
-        watch.last_look = now  # a look that found something to heal, and could not, is none
+        watch.last_seen = now  # a look that found something to heal, and could not, is none
 
 
 def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -> None:

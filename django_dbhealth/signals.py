@@ -1,9 +1,8 @@
 """What happens to connections, for logs and metrics.
 
 The sender is the connection's class. Every signal has the arguments ``alias``, ``reason`` (in
-plain words), ``idle_seconds`` (since the last statement that came back began, or a probe was
-answered) and ``duration`` (seconds). An exception of a receiver is logged by Django and goes no
-further.
+plain words), ``idle_seconds`` (since the server's last answer) and ``duration`` (seconds). An
+exception of a receiver is logged by Django and goes no further.
 
 ``connection_lost``: it was found lost; ``duration`` is what finding it out took.
 ``connection_healed``: another took its place, nothing was lost; ``duration`` is the whole delay.

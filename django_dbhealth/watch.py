@@ -45,7 +45,7 @@ class Watch(ABC):
         "healed_since",
         "in_doubt",
         "interrupted",
-        "last_look",
+        "last_seen",
         "last_used",
         "lost",
         "opening",
@@ -142,7 +142,7 @@ class Watch(ABC):
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
         self._nothing_has_run()
-        self.last_used = self.last_look = monotonic()
+        self.last_used = self.last_seen = monotonic()
         self._references = self._count_references()
 
     def transaction_began(self) -> None:

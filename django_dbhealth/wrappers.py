@@ -64,9 +64,9 @@ CONNECTION_ATTRIBUTES = (
 )
 CURSOR_HOOKS = ("_execute_with_wrappers", "callproc")
 
-# The connection was looked at, or a statement began, so few seconds ago that another look would
-# tell nothing more: what is lost between a look and its statement, which may take as long, is not
-# seen either.
+# The server answered, or its socket was looked at, so few seconds ago that another look would tell
+# nothing more: what is lost between a look and its statement, which may take as long, is not seen
+# either.
 JUST_NOW = 0.0005
 
 
@@ -100,7 +100,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         # Who has opened a lost connection has opened the one that takes its place.
         opener = watch.opening[1] if watch.lost and watch.opening else find_opener()
         watch.connecting, was_lost = True, watch.lost
-        watch.last_look = math.inf  # nobody is to look meanwhile
+        watch.last_seen = math.inf  # nobody is to look meanwhile
         try:
             connect_patiently(self, watch, super().connect)
         finally:
@@ -157,7 +157,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         """Heal the connection before a cursor is made, or BEGIN; Django calls it for each."""
         watch = self.dbhealth_watch
         now = monotonic()
-        if now - watch.last_look > JUST_NOW or watch.in_doubt:
+        if now - watch.last_seen > JUST_NOW or watch.in_doubt:
             before_use(self, watch, now)
         if self.health_check_enabled and not self.health_check_done:  # else it would do nothing
             super().close_if_health_check_failed()
@@ -345,7 +345,7 @@ class WatchedCursor(Base):  # type: ignore[misc]
         watch: Watch = self.db.dbhealth_watch
         now = monotonic()
         if (
-            now - watch.last_look > JUST_NOW
+            now - watch.last_seen > JUST_NOW
             or watch.in_doubt
             or self.generation != watch.generation
         ):
@@ -362,7 +362,7 @@ class WatchedCursor(Base):  # type: ignore[misc]
             note_statement(watch, error, sql, many=many, began=now)
             raise
         # Not for one that Django refused to send: that tells nothing.
-        watch.last_used = watch.last_look = now
+        watch.last_used = watch.last_seen = monotonic()
         if not is_quiet:
             watch.session.observe(sql, None if many else params)
         return result
@@ -377,7 +377,7 @@ class WatchedCursor(Base):  # type: ignore[misc]
         except Error as error:
             note_statement(watch, error, "", many=True, began=now)
             raise
-        watch.last_used = now
+        watch.last_used = monotonic()
         return result
 
     def _before_use(self, watch: Watch, now: float) -> None:

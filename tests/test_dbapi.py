@@ -132,6 +132,16 @@ def test_lost_while_idle(place: Place, caplog: pytest.LogCaptureFixture) -> None
     assert place.rows() == ["first"]
 
 
+def test_idleness_begins_with_the_answer(place: Place) -> None:
+    db = place.open()
+    sleep = "SLEEP" if place.driver.kind == "mariadb" else "pg_sleep"
+    with db.cursor() as cursor:
+        began = time.monotonic()
+        cursor.execute(f"SELECT {sleep}(0.1)")
+        assert db._link is not None
+        assert db._link.last_used >= began + 0.09
+
+
 def test_lost_again_and_again(place: Place) -> None:
     db = place.open()
     for number in range(5):

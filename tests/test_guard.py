@@ -18,6 +18,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.utils import load_backend
 from django.test import TestCase, override_settings
 
+from django_dbhealth import wrappers
 from django_dbhealth.signals import connection_healed, connection_lost
 from django_dbhealth.watch import watch_of
 from django_dbhealth.wrappers import watch_connection
@@ -224,7 +225,7 @@ def test_healthy_connection_costs_no_round_trip(mariadb: Any, add_database: Any)
 
     def be_idle() -> None:
         found.last_used -= 31  # PING_AFTER is 30
-        found.last_look -= 31
+        found.last_seen -= 31
 
     be_idle()
     before = questions()  # a probe, and this one
@@ -244,6 +245,35 @@ def test_probe_after_an_error_only_once(mariadb: Any, add_database: Any) -> None
         run("SELECT nonsense")
     assert questions() - before == 3  # the wrong one, a probe, the counting
     assert questions() - before == 4
+
+
+SLEEP = {"mysql": "SELECT SLEEP({})", "postgresql": "SELECT pg_sleep({})"}
+
+
+def test_idleness_begins_with_the_answer(database: Database, monkeypatch: Any) -> None:
+    """So after a long statement nothing is asked, and nothing looked at."""
+    connection = connection_of(database)
+    run("SELECT 1")
+    found = watch_of(connection)
+    assert found is not None
+    look, looks = found.make_poll(), []
+
+    def count(timeout: float) -> Any:
+        looks.append(timeout)
+        return look(timeout)
+
+    found.poll = count
+    monkeypatch.setattr(wrappers, "JUST_NOW", 1.0)
+    found.last_seen -= 1
+    began = time.monotonic()
+    run(SLEEP[connection.vendor].format(1.1))
+    assert found.last_used >= began + 1
+    assert looks == [0]
+    run("SELECT 1")
+    assert looks == [0]
+    found.last_seen -= 1
+    run("SELECT 1")
+    assert looks == [0, 0]
 
 
 # What is left alone

@@ -96,7 +96,7 @@ class MariaDBServer(Server):
         )
         return [Session(*row[:4], float(row[4])) for row in rows]
 
-    def kill_connection(self, session_id: int) -> None:
+    def _kill(self, session_id: int) -> None:
         self.execute("KILL %s", [session_id])
 
     def create_database(self, name: str) -> None:

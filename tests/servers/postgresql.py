@@ -164,7 +164,7 @@ class PostgreSQLServer(Server):
         )
         return [Session(*row[:4], float(row[4])) for row in rows]
 
-    def kill_connection(self, session_id: int) -> None:
+    def _kill(self, session_id: int) -> None:
         self.execute("SELECT pg_terminate_backend(%s)", [session_id])
 
     def wait_until_gone(self, session_id: int, *, timeout: float = 10.0) -> None:
