@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .conf import Config
     from .faults import Fault
+    from .vendors.base import Seen
     from .watch import Watch
 
 logger = logging.getLogger("django_dbhealth.guard")
@@ -33,28 +34,25 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
 
     For a healthy one this is a look at some flags and at the socket.
     """
-    if (
-        connection.connection is None
-        or watch.connecting
-        or (watch.used and connection.in_atomic_block)
-        or connection._thread_ident != _thread.get_ident()
-    ):
+    if connection.connection is None or (watch.used and connection.in_atomic_block):
         return
     config_for = watch.config_for  # called as a method it would take longer to find
     config = config_for(connection.alias)
+    seen: Seen = ()
     if (
         watch.in_doubt
         or watch.lost
         or connection.errors_occurred
         or now - watch.last_used > config.ping_after
-        or (watch.poll or watch.make_poll())(0)
+        or (seen := (watch.poll or watch.make_poll())(0))
     ):
-        _heal_if_lost(connection, watch, config, now)
+        if not watch.connecting and connection._thread_ident == _thread.get_ident():
+            _heal_if_lost(connection, watch, config, now, seen)
     else:
         watch.last_seen = now  # a look that found something to heal, and could not, is none
 
 
-def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -> None:
+def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float, seen: Seen) -> None:
     if not watch.is_replaceable():
         return
     state = watch.session_state()
@@ -64,8 +62,13 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -
         return  # alive it is needed; lost, the statement that follows will say so
     was_known = watch.lost
     in_transaction = connection.in_atomic_block
-    liveness = liveness_of(watch, config, suspect=True, in_transaction=in_transaction)
+    liveness = liveness_of(watch, config, suspect=True, in_transaction=in_transaction, seen=seen)
     if liveness is not Liveness.LOST or must_tell:  # then the statement that follows tells
+        return
+    gone = state if on_loss == "warn" else ()
+    level = logging.WARNING if gone else logging.INFO
+    if not (connection_lost.receivers or connection_healed.receivers or logger.isEnabledFor(level)):
+        watch.replace()
         return
     now = monotonic()
     reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)
@@ -73,13 +76,10 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float) -
     try:
         watch.replace()
     finally:  # a receiver may use the connection, so not before
-        if not was_known and connection_lost.receivers:
+        if not was_known:
             loss.send(connection_lost, duration=now - began)
     duration = monotonic() - began
-    if connection_healed.receivers:
-        loss.send(connection_healed, duration=duration)
-    gone = state if on_loss == "warn" else ()
-    level = logging.WARNING if gone else logging.INFO
+    loss.send(connection_healed, duration=duration)
     if logger.isEnabledFor(level):
         loss.log_healed(level, duration, gone)
 

@@ -8,7 +8,7 @@ from .vendors.base import Liveness, readable
 
 if TYPE_CHECKING:
     from .conf import Config
-    from .vendors.base import Driver
+    from .vendors.base import Driver, Seen
     from .watch import Watch
 
 __all__ = ["Liveness", "check_liveness", "liveness_of", "seems_alive"]
@@ -40,10 +40,18 @@ def check_liveness(
 
 
 def liveness_of(
-    watch: Watch, config: Config, *, suspect: bool, in_transaction: bool = False
+    watch: Watch,
+    config: Config,
+    *,
+    suspect: bool,
+    in_transaction: bool = False,
+    seen: Seen = (),
 ) -> Liveness:
-    """Return whether a watched connection is alive, and remember it."""
-    if not watch.lost and watch.has_hung_up():
+    """Return whether a watched connection is alive, and remember it.
+
+    ``seen`` is what a look at its socket has told just now, if it has told anything.
+    """
+    if not watch.lost and watch.has_hung_up(seen):
         watch.driver.end(watch.handle())
         watch.lost = True
     if watch.lost:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .conf import Config
     from .registry import Opening
-    from .vendors.base import Driver, Poll, Vendor
+    from .vendors.base import Driver, Poll, Seen, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
 
@@ -141,18 +141,16 @@ class Watch(ABC):
         self.committing = False
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
-        self._nothing_has_run()
+        self.used = False
+        self.savepoints: list[str] = []  # sent, while nothing else was
         self.last_used = self.last_seen = monotonic()
         self._references = self._count_references()
 
     def transaction_began(self) -> None:
         """Note that from here on nothing has run, of a transaction that begins or has ended."""
         self.session.transaction_began()
-        self._nothing_has_run()
-
-    def _nothing_has_run(self) -> None:
         self.used = False
-        self.savepoints: list[str] = []  # sent, while nothing else was
+        self.savepoints = []
 
     def transaction_ended(self) -> None:
         """Note that a transaction has ended, and that the next one has nothing in it."""
@@ -180,10 +178,9 @@ class Watch(ABC):
         self.poll = _says_closed if descriptor is None else poller(descriptor)
         return self.poll
 
-    def has_hung_up(self) -> bool:
-        """Return whether the other side has closed the socket."""
-        look = self.poll or self.make_poll()
-        seen = look(0)  # one socket
+    def has_hung_up(self, seen: Seen) -> bool:
+        """Return whether the other side has closed the socket; ``seen`` is a look's, just now."""
+        seen = seen or (self.poll or self.make_poll())(0)  # one socket
         return bool(seen and seen[0][1] & HUNG_UP)
 
     def is_reading(self) -> bool:
@@ -220,7 +217,7 @@ class Watch(ABC):
         self.cursors = ()
 
 
-def _says_closed(_timeout: float) -> list[tuple[int, int]]:
+def _says_closed(_timeout: float) -> Seen:
     return [(-1, HUNG_UP)]
 
 

@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +23,7 @@ from django_dbhealth.faults import first_fit
 from .server import ServerState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -210,7 +210,8 @@ class Vendor:
 _POLLRDHUP = getattr(select, "POLLRDHUP", 0)
 HUNG_UP = _POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
-Poll = Callable[[float], list[tuple[int, int]]]  # what select.poll().poll() takes and returns
+Seen = Sequence[tuple[int, int]]  # what a look at a socket tells: descriptors with their events
+Poll = Callable[[float], Seen]  # select.poll().poll()
 
 
 def poller(descriptor: int) -> Poll:
