@@ -357,6 +357,7 @@ class _Link(Watch):
 
     def replace(self) -> None:
         handle, self.connection = self.connection, None
+        self.remains = None
         if not self.driver.cursors_need_handle:
             with suppress(handle.Error):
                 handle.close()

@@ -51,6 +51,7 @@ class Watch(ABC):
         "opening",
         "poll",
         "refused_write",
+        "remains",
         "savepoints",
         "session",
         "told",
@@ -73,6 +74,9 @@ class Watch(ABC):
         self.generation = 0  # of the handle: a cursor of an older one is stale,
         self.healed_since = 0  # and follows to the new one, if it is not older than this
         self.lost = False
+        # A handle whose other side has hung up: of mysqlclient's it takes a while to let go, and
+        # not while somebody waits for the one in its place.
+        self.remains: Any = None
         self.reset()
 
     # What only its owner knows
@@ -173,6 +177,7 @@ class Watch(ABC):
 
     def make_poll(self) -> Poll:
         """Return what looks at the socket: one poll object for the life of the handle."""
+        self.remains = None
         handle = self.handle()
         descriptor = self.driver.descriptor(handle) if handle is not None else None
         self.poll = _says_closed if descriptor is None else poller(descriptor)

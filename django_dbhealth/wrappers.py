@@ -143,6 +143,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         watch = self.dbhealth_watch
         if watch.closed:
             return
+        watch.remains = None
         if self.connection is not None and getattr(self, "pool", None) is not None:
             _pooled[self.connection] = watch.last_used
         try:

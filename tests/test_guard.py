@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import threading
 import time
 import unittest
+import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -274,6 +276,23 @@ def test_idleness_begins_with_the_answer(database: Database, monkeypatch: Any) -
     found.last_seen -= 1
     run("SELECT 1")
     assert looks == [0, 0]
+
+
+@pytest.mark.parametrize("ending", ["look", "close"])
+def test_lost_handle_is_let_go(database: Database, ending: str) -> None:
+    """Not while somebody waits for the first query after the loss, but at the next look."""
+    connection = connection_of(database)
+    create("a")
+    lost = weakref.ref(connection.connection)
+    lose(database)
+    create("b")
+    if ending == "close":
+        connection.close()
+    else:
+        time.sleep(0.001)
+        create("c")
+    gc.collect()
+    assert lost() is None
 
 
 # What is left alone
