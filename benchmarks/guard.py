@@ -334,7 +334,7 @@ CASES = {
         second=(query_after_close, PLAIN),
         target=1.05,
         block=1,
-        rounds=8,
+        rounds=24,
         connects=True,
     ),
     "noted": Case(
