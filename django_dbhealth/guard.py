@@ -15,6 +15,7 @@ from .faults import Circumstances, Kind
 from .liveness import Liveness, liveness_of
 from .notes import note_fault
 from .signals import connection_healed, connection_lost
+from .vendors.base import ENDED
 
 if TYPE_CHECKING:
     from django.dispatch import Signal
@@ -34,7 +35,11 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
 
     For a healthy one this is a look at some flags and at the socket.
     """
-    if connection.connection is None or (watch.used and connection.in_atomic_block):
+    if (
+        connection.connection is None
+        or (watch.used and connection.in_atomic_block)
+        or connection._thread_ident != _thread.get_ident()
+    ):
         return
     config_for = watch.config_for  # called as a method it would take longer to find
     config = config_for(connection.alias)
@@ -46,7 +51,7 @@ def before_use(connection: Any, watch: Watch, now: float) -> None:
         or now - watch.last_used > config.ping_after
         or (seen := (watch.poll or watch.make_poll())(0))
     ):
-        if not watch.connecting and connection._thread_ident == _thread.get_ident():
+        if not watch.connecting:
             _heal_if_lost(connection, watch, config, now, seen)
     else:
         watch.last_seen = now  # a look that found something to heal, and could not, is none
@@ -65,6 +70,8 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float, s
     liveness = liveness_of(watch, config, suspect=True, in_transaction=in_transaction, seen=seen)
     if liveness is not Liveness.LOST or must_tell:  # then the statement that follows tells
         return
+    if seen and seen[0][1] & ENDED:  # closed by us its number may be the next one's
+        watch.remains = connection.connection
     gone = state if on_loss == "warn" else ()
     level = logging.WARNING if gone else logging.INFO
     if not (connection_lost.receivers or connection_healed.receivers or logger.isEnabledFor(level)):

@@ -52,8 +52,7 @@ def liveness_of(
     ``seen`` is what a look at its socket has told just now, if it has told anything.
     """
     if not watch.lost and watch.has_hung_up(seen):
-        watch.remains = watch.handle()
-        watch.driver.end(watch.remains)
+        watch.driver.end(watch.handle())
         watch.lost = True
     if watch.lost:
         return Liveness.LOST

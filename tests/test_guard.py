@@ -295,7 +295,57 @@ def test_lost_handle_is_let_go(database: Database, ending: str) -> None:
     assert lost() is None
 
 
+def test_descriptor_that_the_program_closed(database: Database) -> None:
+    """As a daemon does with all that it has: the number is the next connection's."""
+    connection = connection_of(database)
+    create("a")
+    found = watch_of(connection)
+    assert found is not None
+    descriptor = found.driver.descriptor(connection.connection)
+    assert descriptor is not None
+    os.close(descriptor)
+    time.sleep(0.001)
+    for name in "bcd":
+        create(name)
+        session = session_of(connection)
+        time.sleep(0.001)
+        create(name)
+        assert session_of(connection) == session
+    assert rows(database) == list("abbccdd")
+
+
 # What is left alone
+
+
+def test_shared_connection_is_its_makers_to_look_at(database: Database) -> None:
+    """Two threads that look through one poll object at a time are a RuntimeError."""
+    connection = connection_of(database)
+    run("SELECT 1")
+    found = watch_of(connection)
+    assert found is not None
+    look, lookers = found.make_poll(), []
+
+    def note(timeout: float) -> Any:
+        lookers.append(threading.get_ident())
+        return look(timeout)
+
+    found.poll = note
+
+    def use() -> None:
+        found.last_seen -= 1
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    connection.inc_thread_sharing()
+    try:
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    finally:
+        connection.dec_thread_sharing()
+    assert lookers == []
+    use()
+    assert lookers == [threading.get_ident()]
 
 
 def test_blocks_of_a_test_case(database: Database) -> None:

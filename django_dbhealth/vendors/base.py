@@ -208,7 +208,8 @@ class Vendor:
 # Of these the first is asked for, the others are always reported. Where there is no POLLRDHUP,
 # POLLHUP says it.
 _POLLRDHUP = getattr(select, "POLLRDHUP", 0)
-HUNG_UP = _POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+ENDED = _POLLRDHUP | select.POLLHUP  # by the other side
+HUNG_UP = ENDED | select.POLLERR | select.POLLNVAL
 
 Seen = Sequence[tuple[int, int]]  # what a look at a socket tells: descriptors with their events
 Poll = Callable[[float], Seen]  # select.poll().poll()
