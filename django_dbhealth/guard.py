@@ -72,21 +72,19 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float, s
         return
     if seen and seen[0][1] & ENDED:  # closed by us its number may be the next one's
         watch.remains = connection.connection
-    gone = state if on_loss == "warn" else ()
-    level = logging.WARNING if gone else logging.INFO
-    if not (connection_lost.receivers or connection_healed.receivers or logger.isEnabledFor(level)):
-        watch.replace()
-        return
     now = monotonic()
     reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)
     loss = Loss(watch, reason=reason, idle_seconds=began - watch.last_used)
     try:
         watch.replace()
     finally:  # a receiver may use the connection, so not before
-        if not was_known:
+        if not was_known and connection_lost.receivers:
             loss.send(connection_lost, duration=now - began)
     duration = monotonic() - began
-    loss.send(connection_healed, duration=duration)
+    if connection_healed.receivers:
+        loss.send(connection_healed, duration=duration)
+    gone = state if on_loss == "warn" else ()
+    level = logging.WARNING if gone else logging.INFO
     if logger.isEnabledFor(level):
         loss.log_healed(level, duration, gone)
 

@@ -145,16 +145,18 @@ class Watch(ABC):
         self.committing = False
         self.committed = False  # MySQL: and autocommit is being put back
         self.closed = False  # the lost handle was closed, and there is no other yet
-        self.used = False
-        self.savepoints: list[str] = []  # sent, while nothing else was
+        self._nothing_has_run()
         self.last_used = self.last_seen = monotonic()
         self._references = self._count_references()
 
     def transaction_began(self) -> None:
         """Note that from here on nothing has run, of a transaction that begins or has ended."""
         self.session.transaction_began()
+        self._nothing_has_run()
+
+    def _nothing_has_run(self) -> None:
         self.used = False
-        self.savepoints = []
+        self.savepoints: list[str] = []  # sent, while nothing else was
 
     def transaction_ended(self) -> None:
         """Note that a transaction has ended, and that the next one has nothing in it."""

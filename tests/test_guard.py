@@ -29,9 +29,11 @@ from tests.conftest import Database, close_connections
 from tests.servers.base import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from django_dbhealth.watch import Watch
 
 
 def connection_of(database: Database) -> Any:
@@ -252,19 +254,25 @@ def test_probe_after_an_error_only_once(mariadb: Any, add_database: Any) -> None
 SLEEP = {"mysql": "SELECT SLEEP({})", "postgresql": "SELECT pg_sleep({})"}
 
 
+def noted_looks(found: Watch, note: Callable[[float], float]) -> list[float]:
+    """Return the list to which each look at the socket from now on adds its note."""
+    look, notes = found.make_poll(), []
+
+    def noting(timeout: float) -> Any:
+        notes.append(note(timeout))
+        return look(timeout)
+
+    found.poll = noting
+    return notes
+
+
 def test_idleness_begins_with_the_answer(database: Database, monkeypatch: Any) -> None:
     """So after a long statement nothing is asked, and nothing looked at."""
     connection = connection_of(database)
     run("SELECT 1")
     found = watch_of(connection)
     assert found is not None
-    look, looks = found.make_poll(), []
-
-    def count(timeout: float) -> Any:
-        looks.append(timeout)
-        return look(timeout)
-
-    found.poll = count
+    looks = noted_looks(found, lambda timeout: timeout)
     monkeypatch.setattr(wrappers, "JUST_NOW", 1.0)
     found.last_seen -= 1
     began = time.monotonic()
@@ -323,13 +331,7 @@ def test_shared_connection_is_its_makers_to_look_at(database: Database) -> None:
     run("SELECT 1")
     found = watch_of(connection)
     assert found is not None
-    look, lookers = found.make_poll(), []
-
-    def note(timeout: float) -> Any:
-        lookers.append(threading.get_ident())
-        return look(timeout)
-
-    found.poll = note
+    lookers = noted_looks(found, lambda timeout: threading.get_ident())
 
     def use() -> None:
         found.last_seen -= 1

@@ -101,7 +101,7 @@ class MySQLClient(_MySQL):
         # at that status.
         parameters.setdefault("autocommit", None)
         if "read_default_file" not in parameters:  # it may have a connect-timeout of its own
-            parameters.setdefault("connect_timeout", seconds)
+            super().hasten_connect(parameters, seconds)
 
 
 def _is_alive(error: Exception) -> bool:
