@@ -81,7 +81,7 @@ class Proxy:
 
     def swallow(self) -> None:
         """Throw all bytes away, a close included, as a firewall does that has dropped the flow."""
-        self._loop.call_soon_threadsafe(self._forwarding.clear)
+        self._call(self._forward(False))
 
     def delay(self, seconds: float) -> None:
         """Hold every piece of data for a time, in both directions."""
@@ -99,10 +99,17 @@ class Proxy:
         """Forward again what comes from now on, and what was closed meanwhile."""
         self._silent = self._only_one_byte = False
         self._delay = 0.0
-        self._loop.call_soon_threadsafe(self._forwarding.set)
+        self._call(self._forward(True))
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    async def _forward(self, on: bool) -> None:
+        # Waited for by the caller, so that what comes after the call finds the way as it was asked.
+        if on:
+            self._forwarding.set()
+        else:
+            self._forwarding.clear()
 
     async def _listen(self) -> None:
         if self._acceptor is not None:
