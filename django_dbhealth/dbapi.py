@@ -19,7 +19,7 @@ from .guard import before_use, note_failure, note_interruption
 from .notes import note_statement
 from .registry import find_opener, note_opened
 from .vendors import VENDORS, driver_behind
-from .watch import Watch
+from .watch import Watch, remains, sends_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -170,6 +170,8 @@ class Connection:
         with _noting(link, sql, many=many):
             cursor._follow(link)
             getattr(cursor.cursor, method)(sql, params)
+        if not many or not sends_nothing(params):
+            link.last_used = monotonic()
         if not is_quiet:
             link.session.observe(sql, None if many else params)
         if getattr(cursor.cursor, "name", None):  # on the server
@@ -182,6 +184,7 @@ class Connection:
             cursor = link.connection.cursor()
             cursor.execute(sql)
             cursor.close()
+        link.last_used = monotonic()
 
     def _commit(self) -> None:
         link = self._in_use()
@@ -357,7 +360,6 @@ class _Link(Watch):
 
     def replace(self) -> None:
         handle, self.connection = self.connection, None
-        self.remains = None
         if not self.driver.cursors_need_handle:
             with suppress(handle.Error):
                 handle.close()
@@ -375,6 +377,7 @@ class _Link(Watch):
 
     def discard(self) -> None:
         """Close the handle, whatever state it is in."""
+        remains.clear()
         handle, self.connection = self.connection, None
         with suppress(handle.Error):
             handle.close()
@@ -443,7 +446,6 @@ def _noting(link: _Link, sql: object = "", *, many: bool = False) -> Iterator[No
     except BaseException as error:
         note_interruption(link, error)
         raise
-    link.last_used = monotonic()
 
 
 def _config(ping_after: float, ping_timeout: float) -> Config:

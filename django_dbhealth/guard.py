@@ -16,6 +16,7 @@ from .liveness import Liveness, liveness_of
 from .notes import note_fault
 from .signals import connection_healed, connection_lost
 from .vendors.base import ENDED
+from .watch import remains
 
 if TYPE_CHECKING:
     from django.dispatch import Signal
@@ -70,13 +71,15 @@ def _heal_if_lost(connection: Any, watch: Watch, config: Config, began: float, s
     liveness = liveness_of(watch, config, suspect=True, in_transaction=in_transaction, seen=seen)
     if liveness is not Liveness.LOST or must_tell:  # then the statement that follows tells
         return
-    if seen and seen[0][1] & ENDED:  # closed by us its number may be the next one's
-        watch.remains = connection.connection
     now = monotonic()
     reason = _reason(watch, was_known, waited_in_vain=now - began >= config.ping_timeout)
     loss = Loss(watch, reason=reason, idle_seconds=began - watch.last_used)
+    # Not one that was closed on our side: its descriptor's number may be the next one's.
+    ended = connection.connection if seen and seen[0][1] & ENDED else None
     try:
         watch.replace()
+        if ended is not None:
+            remains.append(ended)
     finally:  # a receiver may use the connection, so not before
         if not was_known and connection_lost.receivers:
             loss.send(connection_lost, duration=now - began)

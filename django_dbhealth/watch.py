@@ -6,9 +6,11 @@ Django in dbapi.py.
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Sized
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     from .vendors.base import Driver, Poll, Seen, Vendor
 
 SERVER_SIDE_CURSOR = "a server-side cursor"
+
+# Lost handles whose other side has hung up: of mysqlclient's it takes a while to let go, and not
+# while somebody waits for the one in its place. In a child that closes all descriptors, as daemons
+# do, their numbers would be those of its own.
+remains: list[Any] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=remains.clear)
 
 
 class Watch(ABC):
@@ -51,7 +60,6 @@ class Watch(ABC):
         "opening",
         "poll",
         "refused_write",
-        "remains",
         "savepoints",
         "session",
         "told",
@@ -74,9 +82,6 @@ class Watch(ABC):
         self.generation = 0  # of the handle: a cursor of an older one is stale,
         self.healed_since = 0  # and follows to the new one, if it is not older than this
         self.lost = False
-        # A handle whose other side has hung up: of mysqlclient's it takes a while to let go, and
-        # not while somebody waits for the one in its place.
-        self.remains: Any = None
         self.reset()
 
     # What only its owner knows
@@ -179,7 +184,7 @@ class Watch(ABC):
 
     def make_poll(self) -> Poll:
         """Return what looks at the socket: one poll object for the life of the handle."""
-        self.remains = None
+        remains.clear()
         handle = self.handle()
         descriptor = self.driver.descriptor(handle) if handle is not None else None
         self.poll = _says_closed if descriptor is None else poller(descriptor)
@@ -222,6 +227,11 @@ class Watch(ABC):
         """Note that it was lost, and that somebody was told."""
         self.session.forget()
         self.cursors = ()
+
+
+def sends_nothing(parameters: object) -> bool:
+    """Return whether executemany() has nothing to send: MySQL's drivers then ask nobody."""
+    return isinstance(parameters, Sized) and len(parameters) == 0
 
 
 def _says_closed(_timeout: float) -> Seen:

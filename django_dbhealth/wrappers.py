@@ -25,7 +25,7 @@ from .liveness import Liveness, check_liveness
 from .notes import note_statement
 from .registry import find_opener, note_opened
 from .replacing import BLOCK, DjangoWatch
-from .watch import watch_of
+from .watch import remains, sends_nothing, watch_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,7 +100,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         # Who has opened a lost connection has opened the one that takes its place.
         opener = watch.opening[1] if watch.lost and watch.opening else find_opener()
         watch.connecting, was_lost = True, watch.lost
-        watch.last_seen = math.inf  # nobody is to look meanwhile
+        watch.last_seen = math.inf  # meanwhile a look would tell nothing
         try:
             connect_patiently(self, watch, super().connect)
         finally:
@@ -143,7 +143,7 @@ class WatchedConnection(Base):  # type: ignore[misc]
         watch = self.dbhealth_watch
         if watch.closed:
             return
-        watch.remains = None
+        remains.clear()
         if self.connection is not None and getattr(self, "pool", None) is not None:
             _pooled[self.connection] = watch.last_used
         try:
@@ -362,8 +362,9 @@ class WatchedCursor(Base):  # type: ignore[misc]
         except Error as error:
             note_statement(watch, error, sql, many=many, began=now)
             raise
-        # Not for one that Django refused to send: that tells nothing.
-        watch.last_used = watch.last_seen = monotonic()
+        # Not for one that was never sent, nor refused by Django: that tells nothing.
+        if not many or not sends_nothing(params):
+            watch.last_used = watch.last_seen = monotonic()
         if not is_quiet:
             watch.session.observe(sql, None if many else params)
         return result

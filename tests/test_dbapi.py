@@ -142,6 +142,22 @@ def test_idleness_begins_with_the_answer(place: Place) -> None:
         assert db._link.last_used >= began + 0.09
 
 
+def test_what_asks_nobody_is_no_answer(place: Place) -> None:
+    """Rows that are here already, and MySQL's batch of nothing: idleness goes on."""
+    db = place.open()
+    with db.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        assert db._link is not None
+        db._link.last_used = began = time.monotonic() - 20
+        cursor.fetchall()
+    with db.cursor() as cursor:
+        cursor.executemany(INSERT, [])
+    assert db._link.last_used == began
+    with db.cursor() as cursor:
+        cursor.executemany(INSERT, [["first"]])
+    assert db._link.last_used > began
+
+
 def test_lost_again_and_again(place: Place) -> None:
     db = place.open()
     for number in range(5):

@@ -183,6 +183,38 @@ def test_not_a_byte(run_script: Any, engine: str) -> None:
     assert passed(run_script(NOT_A_BYTE, "mariadb", {"ENGINE": engine}))
 
 
+DAEMON = """
+def closes_descriptors():
+    os.closerange(3, 1000)
+    with transaction.atomic():
+        mine = execute(ID)
+        Row.objects.create(name="a")
+    time.sleep(0.01)
+    assert execute(ID) == mine
+    assert execute(ID) == mine
+
+import time
+mine = execute(ID)
+KILL = "KILL %s" if connection.vendor == "mysql" else "SELECT pg_terminate_backend(%s)"
+other = connection.copy()
+with other.cursor() as cursor:
+    cursor.execute(KILL, [mine])
+other.close()
+time.sleep(0.1)
+assert execute(ID) != mine  # healed, and the lost one not let go yet
+assert fork(closes_descriptors) == 0
+assert Row.objects.count() == 1
+"""
+
+
+@every_driver
+def test_child_that_closes_all_descriptors(
+    run_script: Any, kind: str, engine: str, options: Any
+) -> None:
+    """As a daemon does: its new connection is not closed with the handle its parent had lost."""
+    assert passed(run_script(DAEMON, kind, {"ENGINE": engine}, **options))
+
+
 # What the child finds
 
 STATE = """

@@ -26,6 +26,7 @@ from django_dbhealth.watch import watch_of
 from django_dbhealth.wrappers import watch_connection
 from tests.app.models import Row
 from tests.conftest import Database, close_connections
+from tests.outcomes import INSERT
 from tests.servers.base import wait_for
 
 if TYPE_CHECKING:
@@ -286,13 +287,39 @@ def test_idleness_begins_with_the_answer(database: Database, monkeypatch: Any) -
     assert looks == [0, 0]
 
 
-@pytest.mark.parametrize("ending", ["look", "close"])
+@pytest.mark.parametrize("parameters", [[], ()])
+def test_executemany_of_nothing_is_no_answer(database: Database, parameters: Any) -> None:
+    """MySQL's drivers send nothing then: it tells nothing of the connection."""
+    connection = connection_of(database)
+    create("a")
+    found = watch_of(connection)
+    assert found is not None
+    with connection.cursor() as cursor:
+        found.last_used = found.last_seen = began = time.monotonic() - 20
+        cursor.executemany(INSERT, parameters)
+        assert found.last_used == began
+        assert found.last_seen > began  # it was looked at
+        cursor.executemany(INSERT, [("b",)])
+        assert found.last_used > began
+    assert rows(database) == ["a", "b"]
+
+
+@pytest.mark.parametrize("ending", ["look", "close", "failed", "failed in a block"])
 def test_lost_handle_is_let_go(database: Database, ending: str) -> None:
     """Not while somebody waits for the first query after the loss, but at the next look."""
     connection = connection_of(database)
     create("a")
     lost = weakref.ref(connection.connection)
     lose(database)
+    if "failed" in ending:
+        connection.settings_dict["PASSWORD"] = "another"
+        block = transaction.atomic("database") if "block" in ending else nullcontext()
+        with suppress(OperationalError), block:
+            create("b")
+        connection.close()
+        gc.collect()
+        assert lost() is None
+        return
     create("b")
     if ending == "close":
         connection.close()
