@@ -92,6 +92,7 @@ class UnknownAlias:
 Problem = NotADict | UnknownKey | BadValue | UnknownAlias
 
 _HARMLESS = re.compile(r"[\w .+-]{0,20}")
+_NAME = re.compile(r"[\w.-]{1,60}")  # of a setting, of a database: not as short, and no secret
 
 
 def described(value: object) -> str:
@@ -173,7 +174,8 @@ KINDS: Mapping[str, Kind] = {
 
 
 def _item(name: str, key: object) -> str:
-    return f"{name}[{described(key)}]"
+    is_name = type(key) is str and _NAME.fullmatch(key)
+    return f"{name}[{key!r}]" if is_name else f"{name}[{described(key)}]"
 
 
 def _read(

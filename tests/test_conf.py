@@ -267,6 +267,22 @@ def test_an_entry_is_no_dict() -> None:
     )
 
 
+def test_a_long_name_is_shown() -> None:
+    """A name that is one is said, or nobody would find what is wrong; anything else is not."""
+    alias, secret = "a_replica_in_frankfurt_2", "mysql://root:secret@db/shop"
+    config = Config.from_dict(
+        {
+            "CONNECT_RETRY_TIMEOUT": -1,
+            "DATABASES": {alias: {"ON_SESSION_STATE_LOSS": "Warn"}, secret: {"X": 1}},
+        },
+    )
+    assert [problem.name for problem in config.problems if not isinstance(problem, NotADict)] == [
+        "DBHEALTH['CONNECT_RETRY_TIMEOUT']",
+        f"DBHEALTH['DATABASES']['{alias}']['ON_SESSION_STATE_LOSS']",
+        "DBHEALTH['DATABASES'][a value of type str]['X']",
+    ]
+
+
 def test_an_unknown_alias() -> None:
     """The closest alias is named, and all are listed; what the entry says is kept."""
     config = Config.from_dict(
