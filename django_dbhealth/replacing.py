@@ -120,8 +120,8 @@ def _why_kept(connection: Any, watch: DjangoWatch) -> Iterator[str]:
         yield "it was in a transaction"
     elif not connection.autocommit:
         yield (
-            "autocommit is off, and what was not committed is lost (close the connection, or turn "
-            "autocommit on, before its next use)"
+            "autocommit is off, and what was not committed is lost (close the connection before "
+            "its next use)"
         )
 
 
