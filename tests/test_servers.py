@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -23,7 +24,7 @@ from django.db import OperationalError, connections
 from django.test import override_settings
 
 from tests.conftest import KINDS, create_tables, register, unregister
-from tests.servers import Proxy, ServerError, wait_for
+from tests.servers import MariaDBServer, Proxy, ServerError, wait_for
 from tests.servers.base import USER, find_program, is_gone
 
 if TYPE_CHECKING:
@@ -268,6 +269,20 @@ def test_wait_for_sessions_lists_what_is_there(mariadb: Server) -> None:
 
 
 # Life and death
+
+
+def test_making_a_server_leaves_others_temporary_tables() -> None:
+    """Test runs side by side make theirs at the same time; where one sweeps, the others fail."""
+    table = Path(tempfile.gettempdir(), f"#sql-temptable-{os.getpid():x}-1-1.MAI")
+    table.touch()
+    server = MariaDBServer()
+    server._make_directory(server.directory)
+    try:
+        server._initialise(server.directory)
+        assert table.exists()
+    finally:
+        server.remove()
+        table.unlink(missing_ok=True)
 
 
 @both_kinds

@@ -105,8 +105,7 @@ def run(command: Sequence[str], **options: Any) -> None:
         **options,
     )
     if result.returncode:
-        tail = "\n".join(result.stdout.splitlines()[-20:])
-        raise ServerError(f"{command[0]} exited with {result.returncode}:\n{tail}")
+        raise ServerError(f"{command[0]} exited with {result.returncode}:\n{result.stdout}")
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -131,6 +131,7 @@ class MariaDBServer(Server):
                 "--skip-test-db",
                 "--skip-name-resolve",
                 f"--datadir={data}",
+                f"--tmpdir={data}",  # in a shared one it deletes another's temporary tables
                 *self._user_option(),
                 *SMALL,
             ]
