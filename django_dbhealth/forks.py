@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from django.db.backends.signals import connection_created
 
 from .vendors import VENDORS, driver_of
+from .watch import remains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +97,7 @@ def _let_go() -> None:
 
 
 def _forget_inherited() -> None:
+    remains.clear()  # once a daemon has closed all descriptors, their numbers are its own's
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     silence = functools.partial(os.dup2, nowhere, inheritable=False)
     for reference, socket in _sockets.copy().items():

@@ -6,7 +6,6 @@ Django in dbapi.py.
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
@@ -29,11 +28,8 @@ if TYPE_CHECKING:
 SERVER_SIDE_CURSOR = "a server-side cursor"
 
 # Lost handles whose other side has hung up: of mysqlclient's it takes a while to let go, and not
-# while somebody waits for the one in its place. In a child that closes all descriptors, as daemons
-# do, their numbers would be those of its own.
+# while somebody waits for the one in its place.
 remains: list[Any] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=remains.clear)
 
 
 class Watch(ABC):
