@@ -570,8 +570,13 @@ def read_servers(process: subprocess.Popen[str]) -> tuple[list[psutil.Process], 
 
 
 def assert_nothing_left(processes: list[psutil.Process], directories: list[Path]) -> None:
+    """Wait for as long as it may take: the keeper grants 10 s, then it kills and removes."""
     assert len(processes) >= 2
-    wait_for(lambda: all(map(is_gone, processes)), timeout=8, message=f"Left: {processes}")
+
+    def left() -> list[psutil.Process]:
+        return [process for process in processes if not is_gone(process)]
+
+    wait_for(lambda: not left(), timeout=40, message=lambda: f"Left: {left()}")
     assert [directory for directory in directories if directory.exists()] == []
 
 
