@@ -16,7 +16,7 @@ from django.db import Error, connections, transaction
 
 from tests.conftest import KINDS, forget, register
 from tests.servers import PgBouncer, Proxy
-from tests.servers.base import PASSWORD, USER, wait_for
+from tests.servers.base import PASSWORD, USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,6 @@ SLOWLY = {
 }
 SESSION_ID = {"mariadb": "SELECT CONNECTION_ID()", "postgresql": "SELECT pg_backend_pid()"}
 BEGIN = {"mariadb": "START TRANSACTION", "postgresql": "BEGIN"}
-RUNNING = ("Query", "active")  # what the servers say of a session
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,10 @@ class Case:
 
     @contextmanager
     def while_running(self, action: Callable[[], Any]) -> Iterator[None]:
-        """Do something from another thread as soon as a statement of the client's runs."""
+        """Do something from another thread as soon as SLOWLY runs."""
 
         def act() -> None:
-            server = self.bench.server
-            wait_for(lambda: any(each.state in RUNNING for each in server.sessions()))
+            self.bench.server.wait_until_running(SLOWLY[self.bench.kind])
             action()
 
         thread = threading.Thread(target=act)

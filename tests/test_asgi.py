@@ -64,17 +64,17 @@ def most_sessions(server: Any, url: str, requests: int) -> tuple[int, Counter[in
 
 @pytest.mark.parametrize("url", ["/", "/async/"])
 def test_connections_do_not_accumulate(example: Any, url: str) -> None:
-    """Never more than there are requests at once, and two."""
+    """Never more than there are requests at once, and as many that the server sees to closing."""
     most, statuses = most_sessions(example, url, REQUESTS)
     assert statuses == {200: REQUESTS}
-    assert 0 < most <= CONCURRENCY + 2
+    assert 0 < most <= 2 * CONCURRENCY + 2
 
 
 def test_without_the_app(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it they grow with the requests, until a garbage collection comes by."""
     monkeypatch.setenv("PLAIN_DJANGO", "1")
-    most, _ = most_sessions(example, "/", 100)
-    assert most > CONCURRENCY + 2
+    most, _ = most_sessions(example, "/", REQUESTS // 2)
+    assert most > 2 * CONCURRENCY + 2
 
 
 # The warning

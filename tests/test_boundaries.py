@@ -574,9 +574,10 @@ def test_interrupted_probe_ends_the_connection(
     previous = signal.signal(signal.SIGALRM, strike)
     server.freeze()
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(TimeLimit), connections_released():
-            pass
+        with pytest.raises(TimeLimit):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with connections_released():
+                pass
     finally:
         signal.signal(signal.SIGALRM, previous)
         server.thaw()
@@ -1033,7 +1034,7 @@ def test_frozen_server_does_not_hang(
             began = time.monotonic()
             with connections_released(using=alias):
                 assert connections[alias].connection is None
-            assert 0.4 < time.monotonic() - began < 3
+            assert 0.4 < time.monotonic() - began < 4.9  # the default is 5
     finally:
         server.thaw()
 
@@ -1275,11 +1276,13 @@ def test_cancelled_while_beginning(database: Database) -> None:
         async def work() -> None:
             raise AssertionError("never runs")
 
-        blocker = asyncio.create_task(sync_to_async(time.sleep)(0.2))
+        over = threading.Event()
+        blocker = asyncio.create_task(sync_to_async(over.wait)(30))
         await asyncio.sleep(0.05)
         task = asyncio.create_task(work())
         await asyncio.sleep(0.05)
         task.cancel()
+        over.set()
         with pytest.raises(asyncio.CancelledError):
             await task
         await blocker

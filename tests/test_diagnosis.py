@@ -317,12 +317,18 @@ def hang_at_commit(alias: str, database: Any, proxy: Proxy, stack: ExitStack) ->
             stack.callback(server.thaw)
             proxy.refuse()
             if connection.vendor == "postgresql":  # the driver would wait for ever
-                cut = threading.Timer(0.5, proxy.cut)
+                cut = threading.Thread(target=cut_after_more, args=[proxy, proxy.carried])
                 cut.start()
                 stack.callback(cut.join)
     except Error as error:
         return error
     raise AssertionError("COMMIT was answered.")
+
+
+def cut_after_more(proxy: Proxy, carried: int) -> None:
+    """Cut the connection once the COMMIT is on the server's side."""
+    wait_for(lambda: proxy.carried > carried)
+    proxy.cut()
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -334,7 +340,7 @@ def test_hung_server_at_commit(guard: bool, database: Database) -> None:
         proxy = stack.enter_context(Proxy(server.host, server.port))
         settings |= {"HOST": proxy.host, "PORT": str(proxy.port)}
         if server.vendor == "mysql":
-            settings["OPTIONS"] |= {"read_timeout": 1}
+            settings["OPTIONS"] |= {"read_timeout": 4}
         with override_settings(DBHEALTH={"GUARD": guard}):
             error = hang_at_commit(database.alias, database, proxy, stack)
         fault = classify(error)

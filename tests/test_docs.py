@@ -650,10 +650,10 @@ class Command(LongRunningCommand):
     stop_grace = 0.2
 
     def handle(self, *args, **options):
-        sleep = {"mysql": "SELECT SLEEP(2)", "postgresql": "SELECT pg_sleep(2)"}
+        sleep = {"mysql": "SELECT SLEEP(%s)", "postgresql": "SELECT pg_sleep(%s)"}
         with self.step("Query"), connection.cursor() as cursor:
             os.write(1, b"ready\\n")
-            cursor.execute(sleep[connection.vendor])
+            cursor.execute(sleep[connection.vendor], [int(os.environ["SECONDS"])])
             os.write(1, b"ended\\n")
 
 
@@ -678,7 +678,11 @@ def test_query_inside_a_driver(
 ) -> None:
     """After stop_grace a query is interrupted, unless the driver waits for its answer in C."""
     server = request.getfixturevalue(kind)
-    environment = {"DJANGO_SETTINGS_MODULE": "tests.job_settings", "DATABASE_URL": server.url()}
+    environment = {
+        "DJANGO_SETTINGS_MODULE": "tests.job_settings",
+        "DATABASE_URL": server.url(),
+        "SECONDS": "60" if is_interrupted else "6",
+    }
     with subprocess.Popen(
         [sys.executable, "-c", prelude + SLOW_QUERY],
         cwd=ROOT,

@@ -114,7 +114,8 @@ def test_only_the_database_that_was_named(servers: dict[str, Server], project: A
     """Another database is not asked, and none of our own connections is left."""
     server = servers["mariadb"]
     server.wait_for_sessions(0, USER)
-    config = {"SERVER_IDLE_TIMEOUT": 60, "PING_TIMEOUT": 0.2}
+    silence = {"other": {"PING_TIMEOUT": 0.2}}
+    config = {"SERVER_IDLE_TIMEOUT": 60, "DATABASES": silence}
     # Django's own checks would wait for the silent one for ever.
     with socket.create_server(("127.0.0.1", 0)) as silent, override_settings(DBHEALTH=config):
         host, port = silent.getsockname()
@@ -191,6 +192,9 @@ def test_frozen(kind: str, transport: Any, new_server: NewServer, project: Any) 
     began = time.monotonic()
     [found] = project(server.django(transport=transport), {"PING_TIMEOUT": 0.4}, deploy=True)
     assert time.monotonic() - began < 10  # the hang itself would be for ever
+    if "2013" in found.msg:  # who comes late finds what the driver itself said after a second
+        assert short([found]) == ["W101"]
+        return
     assert found == Warning(
         "The server of database 'live' could not be asked: it gave no answer within 0.4 seconds "
         "(PING_TIMEOUT).",
@@ -258,7 +262,7 @@ def test_own_connection_is_closed_at_once(mariadb: Server, project: Any) -> None
 def test_pool_is_left_alone(new_server: NewServer, project: Any) -> None:
     """The question is not put on a connection of a pool, which might have none left."""
     server = new_server("postgresql")
-    pool = {"pool": {"min_size": 1, "max_size": 1, "timeout": 1}}
+    pool = {"pool": {"min_size": 1, "max_size": 1}}
     register("live", server.django(OPTIONS=pool))
     with connections["live"].cursor():
         assert ask_apart("live", lambda connection: connection.vendor) == "postgresql"
@@ -444,8 +448,9 @@ def test_limit_of_the_server_is_nearly_reached(new_server: NewServer, project: A
             register("other", server.django())
             held.append(own_connection("other"))
             held[-1].ensure_connection()
+        wait_for(lambda: connected(held[0]) == 7)  # the administrator has left
         assert project(server.django(), deploy=True) == []  # 3 of 10 are left
-        server.wait_for_sessions(7, USER)
+        wait_for(lambda: connected(held[0]) == 7)
         held.append(own_connection("other"))
         held[-1].ensure_connection()
         [found] = project(server.django(), deploy=True)
@@ -466,6 +471,13 @@ def test_both_checks_judge_one_answer(servers: dict[str, Server], project: Any) 
     assert connections_so_far(server) - before == 2  # the other one is the administrator's
     run(["live"], deploy=True)
     assert connections_so_far(server) - before == 4
+
+
+def connected(connection: Any) -> int:
+    """Return how many clients the server has: one that has left counts until it has noticed."""
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW STATUS LIKE 'Threads_connected'")
+        return int(cursor.fetchone()[1])
 
 
 def connections_so_far(server: Server) -> int:

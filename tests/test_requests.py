@@ -324,7 +324,7 @@ def test_few_slots(
     create_tables("site")
     server.grant_limit(USER, 2)
     databases = {"default": server.django(CONN_MAX_AGE=max_age)}
-    with served(by, databases, *options, CONNECT_RETRY_TIMEOUT=5) as site:
+    with served(by, databases, *options, CONNECT_RETRY_TIMEOUT=20) as site:
         assert site.get("/").status == 200  # it is up
         began = time.monotonic()
         answers = answers_to(site, path)

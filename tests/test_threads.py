@@ -139,9 +139,9 @@ def test_200_threads(new_server: Any, kind: str) -> None:
     server = new_server(kind, max_connections=250)
     text = BEGIN + "django.setup(); end_threads(200); wait()"
     with script(text, server.django()):
-        server.wait_for_sessions(0, USER, timeout=1)
+        server.wait_for_sessions(0, USER)
     with script(text, server.django(), app=False):
-        server.wait_for_sessions(200, USER, timeout=1)
+        server.wait_for_sessions(200, USER)
 
 
 def test_pool_gets_its_slots_back(postgresql: Any, add_database: Any) -> None:

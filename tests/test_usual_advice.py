@@ -95,7 +95,7 @@ def test_catch_the_error_and_run_the_query_again(server: Server) -> None:
     for _ in range(2):
         with closing(connect(server, read_timeout=1)) as handle:
             with pytest.raises(OperationalErrors, match="2013") as caught:
-                ask(handle, "INSERT INTO written SELECT SLEEP(2)")
+                ask(handle, "INSERT INTO written SELECT SLEEP(5)")
             fault = classify(caught.value)
             assert fault
             assert not fault.safe_to_retry

@@ -212,6 +212,10 @@ class Server(ABC):
         """End a session, now."""
 
     @abstractmethod
+    def statements(self) -> list[str]:
+        """Return the texts of the statements that run now, the administrator's own excepted."""
+
+    @abstractmethod
     def create_database(self, name: str) -> None:
         """Create a database if there is none of that name."""
 
@@ -325,6 +329,16 @@ class Server(ABC):
             ),
         )
         return sessions
+
+    def wait_until_running(self, text: str) -> None:
+        """Wait until a statement runs that has this text in it.
+
+        A session's state does not tell which: MariaDB says "Query" for some time after the answer.
+        """
+        wait_for(
+            lambda: any(text in each for each in self.statements()),
+            message=f"No statement with {text!r} runs.",
+        )
 
     def wait_until_gone(self, session_id: int, *, timeout: float = 10.0) -> None:
         """Wait until the server has closed a session's socket."""

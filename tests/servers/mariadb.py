@@ -96,6 +96,13 @@ class MariaDBServer(Server):
         )
         return [Session(*row[:4], float(row[4])) for row in rows]
 
+    def statements(self) -> list[str]:
+        rows = self.execute(
+            "SELECT info FROM information_schema.processlist WHERE command = 'Query'"
+            " AND info IS NOT NULL AND id <> CONNECTION_ID()"
+        )
+        return [text for (text,) in rows]
+
     def _kill(self, session_id: int) -> None:
         self.execute("KILL %s", [session_id])
 

@@ -164,6 +164,12 @@ class PostgreSQLServer(Server):
         )
         return [Session(*row[:4], float(row[4])) for row in rows]
 
+    def statements(self) -> list[str]:
+        rows = self.execute(
+            "SELECT query FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+        )
+        return [text for (text,) in rows]
+
     def _kill(self, session_id: int) -> None:
         self.execute("SELECT pg_terminate_backend(%s)", [session_id])
 
