@@ -63,10 +63,11 @@ MARIADB = (SOCKET, TCP, PYMYSQL)
 
 LOSSES = ("idle", "kill", "restart", "cut")
 
-# What a session is born with. A SET would be session state.
+# What a session is born with. A SET would be session state. Long enough for a use to get ready
+# on a busy machine.
 IDLE_TIMEOUT = {
-    "mariadb": {"wait_timeout": 1},
-    "postgresql": {"idle_session_timeout": "1s", "idle_in_transaction_session_timeout": "1s"},
+    "mariadb": {"wait_timeout": 3},
+    "postgresql": {"idle_session_timeout": "3s", "idle_in_transaction_session_timeout": "3s"},
 }
 INSERT = "INSERT INTO app_row (name, number) VALUES (%s, 0)"
 SESSION_ID = {"mysql": "SELECT CONNECTION_ID()", "postgresql": "SELECT pg_backend_pid()"}
@@ -241,6 +242,7 @@ class Alias:
         self.callbacks = 0  # on_commit callbacks that ran
         self.connects = 0
         self.wrappers: set[BaseDatabaseWrapper] = set()
+        self._later_options = self._settings(configuration, settings, session)["OPTIONS"]
         if loss == "idle":
             session = {**session, **IDLE_TIMEOUT[configuration.kind]}
         register(self.alias, self._settings(configuration, settings, session))
@@ -273,6 +275,12 @@ class Alias:
     def close(self) -> None:
         connection_created.disconnect(self._count)
         unregister(self.alias)
+
+    def stay(self) -> None:
+        """Let the sessions to come have no idle timeout."""
+        options = connections.settings[self.alias]["OPTIONS"]
+        options.clear()
+        options.update(self._later_options)
 
     def seems_lost(self) -> bool:
         """Return whether no socket of this process has still to hear of the loss."""
@@ -362,13 +370,13 @@ def in_a_thread(case: Case, work: Callable[[Callable[[], None]], Any]) -> Steps:
 
     def pause() -> None:
         paused.set()
-        assert resumed.wait(60)
+        assert resumed.wait(180)
 
     with ThreadPoolExecutor(1) as executor:
         future = executor.submit(work, pause)
         future.add_done_callback(lambda _: paused.set())
         try:
-            assert paused.wait(60)
+            assert paused.wait(180)
             if not future.done():
                 yield
             resumed.set()
@@ -426,6 +434,7 @@ class Batches:
         service.lose(cell.loss)
         for item in items:
             wait_for(self._cases[item].seems_lost, message=f"{item.name} has not heard of it.")
+            self._cases[item].stay()
 
     def close_case(self, item: pytest.Item) -> None:
         self._cases.pop(item).close()

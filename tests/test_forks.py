@@ -200,7 +200,11 @@ other = connection.copy()
 with other.cursor() as cursor:
     cursor.execute(KILL, [mine])
 other.close()
-time.sleep(0.1)
+from django_dbhealth.watch import watch_of
+watch = watch_of(connection)
+until = time.monotonic() + 20
+while not watch.has_hung_up(()) and time.monotonic() < until:
+    time.sleep(0.01)
 assert execute(ID) != mine  # healed, and the lost one not let go yet
 assert fork(closes_descriptors) == 0
 assert Row.objects.count() == 1

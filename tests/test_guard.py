@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -113,7 +114,9 @@ def test_signals_and_log(database: Database, caplog: pytest.LogCaptureFixture) -
     [record] = caplog.records
     assert (record.levelname, record.name) == ("INFO", "django_dbhealth.guard")
     assert record.alias == "database"  # type: ignore[attr-defined]
-    assert "The connection 'database' was lost and healed after 0." in record.message
+    assert re.match(
+        r"The connection 'database' was lost and healed after \d\.\d s of idleness", record.message
+    )
 
 
 def test_a_loss_that_is_not_healed(database: Database, caplog: pytest.LogCaptureFixture) -> None:
@@ -274,15 +277,15 @@ def test_idleness_begins_with_the_answer(database: Database, monkeypatch: Any) -
     found = watch_of(connection)
     assert found is not None
     looks = noted_looks(found, lambda timeout: timeout)
-    monkeypatch.setattr(wrappers, "JUST_NOW", 1.0)
-    found.last_seen -= 1
+    monkeypatch.setattr(wrappers, "JUST_NOW", 20)
+    found.last_seen -= 20
     began = time.monotonic()
-    run(SLEEP[connection.vendor].format(1.1))
-    assert found.last_used >= began + 1
+    run(SLEEP[connection.vendor].format(0.2))
+    assert min(found.last_used, found.last_seen) >= began + 0.19
     assert looks == [0]
     run("SELECT 1")
     assert looks == [0]
-    found.last_seen -= 1
+    found.last_seen -= 20
     run("SELECT 1")
     assert looks == [0, 0]
 
@@ -533,7 +536,7 @@ def test_connection_that_was_long_in_its_pool_is_asked(new_server: Any, add_data
 def test_pool_takes_no_dead_connection_back(new_server: Any, add_database: Any) -> None:
     """Whoever borrows from Django's pool past the guard gets no connection that it found lost."""
     server = new_server("postgresql")
-    options = {"pool": {"min_size": 2, "max_size": 2, "timeout": 5}}
+    options = {"pool": {"min_size": 2, "max_size": 2, "timeout": 20}}
     alias = add_database(server.django() | {"OPTIONS": options}, alias="database")
     connections[alias].ensure_connection()
     pool = connections[alias].pool
@@ -685,13 +688,13 @@ def test_log_handler_that_writes_to_the_database(new_server: Any, add_database: 
     logging.getLogger("django_dbhealth").addHandler(handler)
     try:
         with (
-            override_settings(DBHEALTH={"CONNECT_RETRY_TIMEOUT": 0.3}),
+            override_settings(DBHEALTH={"CONNECT_RETRY_TIMEOUT": 3}),
             pytest.raises(OperationalError),
         ):
             create("a")
     finally:
         logging.getLogger("django_dbhealth").removeHandler(handler)
-    assert 1 < len(records) < 10
+    assert 1 < len(records) < 20
 
 
 def test_loop_that_is_left_is_no_interruption(database: Database) -> None:
@@ -816,13 +819,12 @@ def lose_session_state_in_a_statement(database: Database) -> None:
     def interrupt(signum: int, frame: Any) -> None:
         raise TimeoutError
 
-    sleep = {"mysql": "SELECT SLEEP(0.4)", "postgresql": "SELECT pg_sleep(0.4)"}
     run(TEMPORARY_TABLE)
     previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         with pytest.raises(TimeoutError):
-            run(sleep[connection_of(database).vendor])
+            signal.setitimer(signal.ITIMER_REAL, 1)  # time enough to have sent it
+            run(SLEEP[connection_of(database).vendor].format(1.5))
     finally:
         signal.signal(signal.SIGALRM, previous)
 

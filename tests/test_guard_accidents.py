@@ -80,6 +80,9 @@ def lose_busy_session(alias: Alias, loss: str) -> None:
     """Lose the session that is running a statement."""
     busy = ("Query", "active")
     wait_for(lambda: [each for each in alias.server.sessions(USER) if each.state in busy])
+    if loss == "cut":
+        alias.service.proxy.cut()
+        loss = "kill"  # the server would notice at the statement's end
     alias.service.lose(loss)
 
 
@@ -100,7 +103,7 @@ def test_lost_during_the_statement(alias: Alias, loss: str) -> None:
     with ThreadPoolExecutor(1) as executor:
         losing = executor.submit(lose_busy_session, alias, loss)
         with pytest.raises(Error), alias.connection.cursor() as cursor:
-            cursor.execute(SLOW_INSERT[alias.vendor], [0.5])
+            cursor.execute(SLOW_INSERT[alias.vendor], [60])
         losing.result()
     assert alias.connects == 1
     assert alias.rows().count("slow") <= 1
@@ -112,10 +115,10 @@ def test_lost_during_the_statement(alias: Alias, loss: str) -> None:
 @on_mariadb
 def test_read_timeout(alias: Alias) -> None:
     """The statement goes on without its client: the error comes, and it runs once."""
-    connections.settings[alias.alias]["OPTIONS"]["read_timeout"] = 1
+    connections.settings[alias.alias]["OPTIONS"]["read_timeout"] = 2
     session = session_id(alias.connection)
     with pytest.raises(OperationalError, match="2013"), alias.connection.cursor() as cursor:
-        cursor.execute(SLOW_INSERT["mysql"], [1.5])
+        cursor.execute(SLOW_INSERT["mysql"], [5])
     alias.add("next")
     alias.server.wait_until_gone(session)
     assert sorted(alias.rows()) in (["next"], ["next", "slow"])
@@ -148,8 +151,8 @@ def alarm_after(seconds: float) -> Iterator[None]:
         raise Alarm
 
     previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -175,10 +178,11 @@ def test_exception_of_a_signal_handler(alias: Alias, statement: dict[str, str]) 
 @everywhere
 def test_exception_of_a_signal_handler_in_a_block(alias: Alias) -> None:
     """The block is undone, all of it, and the next use works."""
-    with pytest.raises(Alarm), alarm_after(0.1), alias.atomic():
+    with pytest.raises(Alarm), alias.atomic():
         alias.on_commit()
         alias.add("undone")
-        with alias.connection.cursor() as cursor:
+        # Not while the block is entered: Django would not know that it is in one.
+        with alarm_after(0.1), alias.connection.cursor() as cursor:
             cursor.execute(SLOW_INSERT[alias.vendor], [0.4])
     assert alias.execute("SELECT 'mine'") == "mine"
     alias.add("next")
@@ -210,17 +214,21 @@ def test_frozen_server(alias: Alias) -> None:
     alias.add("before")
     # libpq's shortest connect_timeout is 2 seconds (manual, database connection control functions).
     ping_timeout = 2 if alias.vendor == "postgresql" else 1
-    limit = 2 * ping_timeout + 1
-    with (
-        override_settings(DBHEALTH={"PING_AFTER": 0.001, "PING_TIMEOUT": ping_timeout}),
-        frozen(alias.server, at_most=limit + 1),
-    ):
-        began = time.monotonic()
-        with pytest.raises(Error):
-            alias.add("never sent")
-        assert time.monotonic() - began < limit
-    alias.add("next")
-    assert alias.rows() == ["before", "next"]
+    for _ in range(3):  # a busy machine may hold this process up for a second, not three times
+        with (
+            override_settings(DBHEALTH={"PING_AFTER": 0.001, "PING_TIMEOUT": ping_timeout}),
+            frozen(alias.server, at_most=30),  # for which an unbounded one would wait
+        ):
+            began = time.monotonic()
+            with pytest.raises(Error):
+                alias.add("never sent")
+            took = time.monotonic() - began
+        alias.add("next")
+        if took < 2 * ping_timeout + 1:
+            break
+    else:
+        raise AssertionError(f"The answer took {took:.1f} s.")
+    assert set(alias.rows()) == {"before", "next"}
 
 
 @everywhere

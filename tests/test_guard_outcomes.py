@@ -614,7 +614,7 @@ def pooled(pool: Any) -> dict[str, Any]:
     }
 
 
-SMALL_POOL = {"min_size": 2, "max_size": 3, "timeout": 5}
+SMALL_POOL = {"min_size": 2, "max_size": 3, "timeout": 20}
 
 
 @healed(**pooled(SMALL_POOL))
@@ -655,7 +655,7 @@ def check_slots(case: Case) -> None:
     """Borrow all connections that the pool can have, at once."""
     pool = case.connection.pool
     case.connection.close()
-    borrowed = [pool.getconn(timeout=5) for _ in range(pool.max_size)]
+    borrowed = [pool.getconn(timeout=20) for _ in range(pool.max_size)]
     for connection in borrowed:
         pool.putconn(connection)
 
