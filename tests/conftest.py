@@ -213,7 +213,12 @@ def administrator(alias: str) -> BaseDatabaseWrapper:
     """Return a plain connection of the administrator to the same database."""
     settings = connections.settings[alias]
     wrapper = load_backend(settings["ENGINE"]).DatabaseWrapper
-    options = {"options": f"-c role={USER}"} if wrapper.vendor == "postgresql" else {}
+    # Without the idle timeout that the server may have for others.
+    options = (
+        {"options": f"-c role={USER} -c idle_session_timeout=0"}
+        if wrapper.vendor == "postgresql"
+        else {"init_command": "SET SESSION wait_timeout = 600"}
+    )
     if socket := settings["OPTIONS"].get("unix_socket"):
         options["unix_socket"] = socket
     account = {"USER": ADMIN, "PASSWORD": PASSWORD, "OPTIONS": options}

@@ -655,7 +655,8 @@ def tracked(
     command = kind(iterable, total)
     with CaptureQueriesContext(connections[ALIAS]) as queries:
         call_command(command, no_progress=True, stdout=terminal)
-    return command.seen, terminal.getvalue().splitlines()[-1], len(queries)
+    line = re.sub(r", \S+ a second$", "", terminal.getvalue().splitlines()[-1])
+    return command.seen, line, len(queries)
 
 
 @both

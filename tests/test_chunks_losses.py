@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from django_dbhealth import chunked_iterator
 from django_dbhealth.signals import connection_refused
 from tests.app.models import Row
+from tests.conftest import administrator
 from tests.servers import Proxy
 from tests.servers.base import PASSWORD, USER, wait_for
 
@@ -72,11 +73,21 @@ def selecting(server: Server) -> list[int]:
 
 @contextmanager
 def killed_once(server: Server) -> Iterator[None]:
-    """End the block's session in the middle of its first slow SELECT."""
+    """End the block's session in the middle of its first slow SELECT.
+
+    A lock holds the SELECT until then, however late the end comes.
+    """
+    locker = administrator(ALIAS)
+    locker.inc_thread_sharing()
+    lock(locker)
 
     def kill() -> None:
-        for session in wait_for(lambda: selecting(server), timeout=30, interval=0.002):
-            server.kill_connection(session)
+        try:
+            for session in wait_for(lambda: selecting(server), timeout=30, interval=0.002):
+                server.kill_connection(session)
+                server.wait_until_gone(session)
+        finally:
+            locker.close()
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -84,6 +95,20 @@ def killed_once(server: Server) -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def lock(connection: Any) -> None:
+    """Let every SELECT wait until this connection is closed."""
+    if connection.vendor == "postgresql":
+        connection.set_autocommit(False)
+    with connection.cursor() as cursor:
+        cursor.execute(LOCK_TABLE[connection.vendor])
+
+
+LOCK_TABLE = {
+    "mysql": "LOCK TABLES app_row WRITE",
+    "postgresql": "LOCK TABLE app_row IN ACCESS EXCLUSIVE MODE",
+}
 
 
 @contextmanager
@@ -152,8 +177,8 @@ def test_killed_in_async_code(database: Database, guard: bool) -> None:
 
 def test_cancelled_while_it_selects(database: Database) -> None:
     """A loop that is cancelled leaves nothing behind: another one goes on after its last row."""
-    fill(ALIAS, 9)
-    rows = chunked_iterator(slow_rows(ALIAS, 0.1), chunk_size=3)
+    fill(ALIAS, 60)
+    rows = chunked_iterator(slow_rows(ALIAS, 0.05), chunk_size=3)
     seen: list[int] = []
 
     async def read() -> None:
@@ -167,11 +192,11 @@ def test_cancelled_while_it_selects(database: Database) -> None:
         with pytest.raises(asyncio.CancelledError):
             await loop
         assert seen == [*range(len(seen))]
-        assert 0 < len(seen) < 9
+        assert 0 < len(seen) < 60
         await read()
 
     async_to_sync(read_twice)()
-    assert seen == [*range(9)]
+    assert seen == [*range(60)]
 
 
 TIMEOUTS: dict[str, dict[str, Any]] = {
@@ -340,7 +365,7 @@ def test_server_that_takes_no_connection(
     """A connect that fails like a statement, with 2013, is not tried again for smaller pieces."""
     mariadb.create_database("silent")
     with Proxy(mariadb.host, mariadb.port) as proxy:
-        settings = mariadb.django("silent", transport="tcp", OPTIONS={"connect_timeout": 1})
+        settings = mariadb.django("silent", transport="tcp", OPTIONS={"connect_timeout": 4})
         alias = add_database({**settings, "PORT": str(proxy.port)})
         with guarding(alias, guard):
             Row.objects.using(alias).all().delete()
@@ -388,6 +413,7 @@ def test_slow_loop(new_server: Callable[..., Server], add_database: Callable[...
         password=PASSWORD,
         database="test",
         cursorclass=MySQLdb.cursors.SSCursor,
+        init_command="SET SESSION wait_timeout = 60",  # net_write_timeout ends the read
     )
     with closing(unbuffered):
         cursor = unbuffered.cursor()

@@ -24,7 +24,7 @@ import pytest
 from django_dbhealth import Outcome, classify
 from django_dbhealth.dbapi import Connection, InterfaceError
 from tests.faults import DRIVERS
-from tests.servers.base import ADMIN, PASSWORD, USER
+from tests.servers.base import ADMIN, PASSWORD, USER, wait_for
 from tests.test_neighbours import load
 
 if TYPE_CHECKING:
@@ -165,8 +165,12 @@ def run_under_fire(
     deadline = time.monotonic() + 60 + count / 10
     while killer.killed < count and not stop.is_set() and time.monotonic() < deadline:
         killer.kill()
-    stop.set()
-    thread.join(60)
+    before = written
+    try:
+        wait_for(lambda: stop.is_set() or written > before + 1, message="Nothing can be written.")
+    finally:
+        stop.set()
+        thread.join(60)
     if failed:
         raise failed[0]
     assert killer.killed >= count
@@ -210,7 +214,7 @@ def test_connection(name: str, server: Server) -> None:
 def test_usual_snippet(server: Server) -> None:
     """The query() that connects again writes some rows twice."""
     account = {"host": server.host, "port": server.port, "user": USER, "password": PASSWORD}
-    db = load("class DB", account=account | {"database": "test"})["db"]
+    numbers: list[Any] = []
 
     def write(number: int) -> None:
         with suppress(MySQLdb.Error):  # killed when it had just connected again
@@ -220,9 +224,14 @@ def test_usual_snippet(server: Server) -> None:
         with suppress(MySQLdb.Error):
             db.conn.close()
 
-    with closing(Killer(server, seed=1)) as killer:
-        written = run_under_fire(killer, kills(), write, close)
-    sql = "SELECT number FROM ledger GROUP BY number HAVING COUNT(*) > 1"
-    numbers = server.execute(sql, database="test")
-    print(f"DB.query(): {killer.killed} kills, {written} rows written, {len(numbers)} twice")
+    for seed in range(20):  # on a busy machine a kill seldom hits between a commit and its answer
+        server.execute("DELETE FROM ledger", database="test")
+        db = load("class DB", account=account | {"database": "test"})["db"]
+        with closing(Killer(server, seed=seed)) as killer:
+            written = run_under_fire(killer, kills(), write, close)
+        sql = "SELECT number FROM ledger GROUP BY number HAVING COUNT(*) > 1"
+        numbers = server.execute(sql, database="test")
+        print(f"DB.query(): {killer.killed} kills, {written} rows written, {len(numbers)} twice")
+        if numbers:
+            break
     assert numbers

@@ -135,7 +135,7 @@ def test_probe_of_a_hung_server(new_server: Any, engines: list[Engine]) -> None:
     url = url_of(server, "mysql+mysqldb")
     waiting = create_engine(url, **pool_options())
     bounded = create_engine(
-        url, connect_args={"read_timeout": 1, "connect_timeout": 1}, **pool_options()
+        url, connect_args={"read_timeout": 4, "connect_timeout": 4}, **pool_options()
     )
     engines += [waiting, bounded]
     answers: list[int] = []

@@ -76,6 +76,7 @@ class MariaDBServer(Server):
             autocommit=True,
             connect_timeout=10,
             read_timeout=30,
+            init_command="SET SESSION wait_timeout = 600",  # whatever others have
         )
         with closing(connection), closing(connection.cursor()) as cursor:
             cursor.execute(sql, params or None)

@@ -135,6 +135,7 @@ class PostgreSQLServer(Server):
             dbname=database or "postgres",
             autocommit=True,
             connect_timeout=10,
+            options="-c idle_session_timeout=0",  # whatever others have
         )
         try:
             cursor = connection.execute(sql.encode(), params or None)

@@ -27,7 +27,7 @@ class Proxy:
         self._delay = 0.0
         self._silent = False
         self._only_one_byte = False
-        self.carried = 0  # bytes to the server
+        self.carried = 0  # bytes, both ways
         self._links: dict[asyncio.Task[None], list[socket.socket]] = {}
 
     def __enter__(self) -> Self:
@@ -164,9 +164,7 @@ class Proxy:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(ConnectionError):  # the client then finds itself hung up on
             await self._loop.sock_connect(server, self._target)
-            await self._either(
-                self._pump(client, server, to_server=True), self._pump(server, client)
-            )
+            await self._either(self._pump(client, server), self._pump(server, client))
 
     async def _either(self, *pumps: Coroutine[Any, Any, None]) -> None:
         tasks = [self._loop.create_task(pump) for pump in pumps]
@@ -177,9 +175,7 @@ class Proxy:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _pump(
-        self, source: socket.socket, target: socket.socket, *, to_server: bool = False
-    ) -> None:
+    async def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await self._loop.sock_recv(source, CHUNK):
                 if not self._forwarding.is_set():
@@ -190,8 +186,7 @@ class Proxy:
                     data = data[:1]
                     self._forwarding.clear()
                 await self._loop.sock_sendall(target, data)
-                if to_server:
-                    self.carried += len(data)
+                self.carried += len(data)
         await self._forwarding.wait()
 
     async def _drain(self, client: socket.socket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from typing import Any
 
 from django_dbhealth import LongRunningCommand
@@ -42,20 +43,23 @@ class Command(LongRunningCommand):
             await asyncio.sleep(60)
 
     async def items(self) -> None:
+        self.stop_grace = 60.0
         await Row.objects.abulk_create(Row(name=f"row {number}") for number in range(9))
         async for row in self.track(Row.objects.all(), "rows"):
             os.write(1, b"<ready>\n")
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(sys.stdin.readline)
             await Row.objects.filter(pk=row.pk).aupdate(number=1)
 
     async def blocking_sleep(self) -> None:
         self.sleep(1)
 
     async def group(self) -> None:
+        self.stop_grace = 60.0
+
         async def step() -> None:
             async with self.step("Slow"):
                 os.write(1, b"<ready>\n")
-                await asyncio.sleep(0.4)
+                await asyncio.to_thread(sys.stdin.readline)
                 await Row.objects.acreate(name="step done")
 
         async def sleeper() -> None:

@@ -44,7 +44,7 @@ class Command(LongRunningCommand):
                 self.sleep(3)
                 insert(f"{number} after")
             self.tell(f"between {number}")
-            time.sleep(0.3)
+            sys.stdin.readline()
 
     def slow_step(self) -> None:
         insert("before")
@@ -77,17 +77,19 @@ class Command(LongRunningCommand):
         self.stuck_step()
 
     def short_step(self) -> None:
+        self.stop_grace = 60.0
         with self.step("Short"):
             self.tell("ready")
-            time.sleep(0.4)
+            sys.stdin.readline()
             insert("finished")
         with self.step("Next"):
             insert("never begun")
 
     def items(self) -> None:
+        self.stop_grace = 60.0
         for number in self.track(range(100), "rows"):
             self.tell("ready")
-            time.sleep(0.3)
+            sys.stdin.readline()
             insert(f"item {number}")
 
     def without_steps(self) -> None:
@@ -151,11 +153,12 @@ class Command(LongRunningCommand):
             process.start()
             time.sleep(0.2)
             process.terminate()
-            process.join(0.8)
+            process.join(10)
             self.stdout.write(f"exit code {process.exitcode}")
             process.kill()
 
     def nested(self) -> None:
+        self.stop_grace = 60.0
         call_command("job", "short_step")
 
     def returns_text(self) -> str:
