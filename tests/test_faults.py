@@ -105,6 +105,7 @@ MEANINGS = {
     ),
     "server-closed-the-connection-psycopg2": Meaning(LOST, None, UNKNOWN, False, False),
     "consuming-input-failed-psycopg-3": Meaning(LOST, None, UNKNOWN, False, False),
+    "sending-query-failed-psycopg-3": Meaning(LOST, None, UNKNOWN, False, False),
     "connection-is-closed": Meaning(LOST, None, NOT_EXECUTED, False, True),
     "another-command-is-already-in-progress": Meaning(Kind.BUSY, None, NOT_EXECUTED, True, False),
     "57p01": Meaning(LOST, "57P01", UNKNOWN, False, False),
@@ -610,6 +611,39 @@ def reset_while_running(case: Case) -> None:
     client = case.connect("proxy")
     with case.while_running(case.bench.proxy.reset):
         client.execute(SLOWLY["postgresql"])
+
+
+@happens(psycopg="sending-query-failed-psycopg-3", psycopg2="server-closed-the-connection-psycopg2")
+def lost_while_copying(case: Case) -> None:
+    client = case.connect()
+    session, server = client.session_id(), case.bench.server
+
+    def rows() -> Iterator[str]:
+        yield f"{SECOND}\n" * 1000
+        server.kill_connection(session)
+        server.wait_until_gone(session)
+        while True:
+            yield f"{SECOND}\n" * 1000
+
+    with wrapped(client):
+        if case.driver.name == "psycopg2":
+            client.cursor().copy_expert(COPY, Reader(rows()))
+        with client.cursor().copy(COPY) as copy:
+            for each in rows():
+                copy.write(each)
+
+
+COPY = "COPY happened FROM STDIN"
+
+
+class Reader:
+    """What psycopg2 takes the place of a file."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+
+    def read(self, size: int) -> str:
+        return next(self._pieces)
 
 
 # PostgreSQL: refused

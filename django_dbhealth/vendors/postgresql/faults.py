@@ -70,19 +70,43 @@ FAULTS = (
             source=MEASURED_PSYCOPG + BY_TEXT,
         ),
         "consuming input failed",
+        "receiving copy data failed",
+    ),
+    known(
+        _lost(
+            name="connection socket closed",
+            variant="psycopg 3",
+            outcome=Outcome.UNKNOWN,
+            meaning="The connection broke while psycopg waited for the answer: the statement may"
+            " have run.",
+            advice="Look whether its effect is there before you do it again.",
+            source="source code: psycopg 3, waiting.py" + BY_TEXT,
+        ),
+        "connection socket closed",
+        "the connection is lost",
     ),
     known(
         _lost(
             name="sending query failed",
             variant="psycopg 3",
             outcome=Outcome.UNKNOWN,
-            meaning="The connection broke while the statement was being sent: it may have run.",
+            meaning="The connection broke while the statement, or the data of a COPY, was being"
+            " sent: it may have run.",
             advice="Look whether its effect is there before you do it again.",
-            source="source code: psycopg 3, generators.py" + BY_TEXT,
+            source=MEASURED_PSYCOPG + BY_TEXT,
         ),
         "sending query failed",
         "sending query and params failed",
         "sending prepared query failed",
+        "sending copy data failed",
+        "sending copy end failed",
+        "sending describe prepared failed",
+        "sending describe portal failed",
+        "sending close prepared failed",
+        "sending close portal failed",
+        "flush request failed",
+        "flushing failed",
+        "failed to sync pipeline",
     ),
     known(
         _lost(
@@ -118,6 +142,7 @@ FAULTS = (
         "connection has been closed unexpectedly",
         "could not receive data from server",
         "could not send data to server",
+        "invalid socket",  # of COPY
         connecting=False,
     ),
     # At connect, by text. A refusal of one of several hosts may stand beside another host's.
