@@ -125,6 +125,8 @@ FAULTS = (
         _CLOSED_AT_CONNECT,
         "failed: server closed the connection",
         "failed: Connection reset by peer",
+        "failed: SSL SYSCALL error",
+        "failed: SSL error: unexpected eof",
         connecting=True,
     ),
     known(
@@ -140,6 +142,8 @@ FAULTS = (
         ),
         "server closed the connection",
         "connection has been closed unexpectedly",
+        "SSL SYSCALL error",
+        "SSL error: unexpected eof",
         "could not receive data from server",
         "could not send data to server",
         "invalid socket",  # of COPY
