@@ -55,8 +55,10 @@ def most_sessions(server: Any, url: str, requests: int) -> tuple[int, Counter[in
     with served("uvicorn", {}, settings="example_project.settings") as site:
         with ThreadPoolExecutor(CONCURRENCY) as clients, ThreadPoolExecutor(1) as observer:
             looking = observer.submit(look)
-            statuses = list(clients.map(lambda _: site.get(url).status, range(requests)))
-            over.set()
+            try:
+                statuses = list(clients.map(lambda _: site.get(url).status, range(requests)))
+            finally:
+                over.set()
             looking.result()
         seen.append(len(server.sessions(USER)))
     return max(seen), Counter(statuses)

@@ -116,6 +116,8 @@ def test_three_slow_steps(server: Server) -> None:
             server.wait_for_sessions(0, USER)
             job.answer()
         status, _, error = job.finish()
+    # It hung up itself: what the server has dropped is counted.
+    assert server.execute("SHOW GLOBAL STATUS LIKE 'Aborted_clients'") == [("Aborted_clients", "0")]
     assert (status, stored(server)) == (
         0,
         [f"{number} {when}" for number in range(3) for when in ("before", "after")],
@@ -199,7 +201,7 @@ def test_step_that_does_not_end_is_interrupted(server: Server) -> None:
         status, _, error = job.finish()
         took = time.monotonic() - began
     assert status == -signal.SIGTERM
-    assert Job.stop_grace <= took < 15  # of the step's 60
+    assert Job.stop_grace <= took < 9.9  # the default is 10
     assert "SIGTERM: finishing the step 'Stuck', at most 2 s." in error
     assert stored(server) == ["finished"]
 
@@ -374,7 +376,7 @@ def test_async_step_is_interrupted(server: Server) -> None:
         began = time.monotonic()
         job.process.terminate()
         status, _, error = job.finish()
-        assert Job.stop_grace <= time.monotonic() - began < 15  # of the step's 60
+        assert Job.stop_grace <= time.monotonic() - began < 9.9  # the default is 10
     assert status == -signal.SIGTERM
     assert "Traceback" not in error
 

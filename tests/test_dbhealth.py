@@ -442,6 +442,7 @@ def test_waits_for_a_slot(full: tuple[Server, Holder]) -> None:
         assert (process.returncode, err) == (0, "")
         ids = {each["id"] for each in Result(0, out, "").database["sessions"]}
         assert not set(holder.ids) <= ids
+        assert ids - set(holder.ids)  # its own, at least
         assert other.ids[0] not in ids  # another account's
 
 

@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -108,6 +109,10 @@ MEANINGS = {
     "sending-query-failed-psycopg-3": Meaning(LOST, None, UNKNOWN, False, False),
     "connection-is-closed": Meaning(LOST, None, NOT_EXECUTED, False, True),
     "another-command-is-already-in-progress": Meaning(Kind.BUSY, None, NOT_EXECUTED, True, False),
+    "no-copy-in-progress-psycopg-3": Meaning(Kind.BUSY, None, NOT_EXECUTED, True, False),
+    "number-of-parameters-must-be-between-psycopg-3": Meaning(
+        Kind.TOO_LARGE, None, NOT_EXECUTED, True, False
+    ),
     "57p01": Meaning(LOST, "57P01", UNKNOWN, False, False),
     "57p05": Meaning(LOST, "57P05", NOT_EXECUTED, False, True),
     "08p01-pgbouncer": Meaning(LOST, "08P01", UNKNOWN, False, False),
@@ -633,17 +638,57 @@ def lost_while_copying(case: Case) -> None:
                 copy.write(each)
 
 
+@happens(
+    psycopg="consuming-input-failed-psycopg-3", psycopg2="server-closed-the-connection-psycopg2"
+)
+def cut_while_copying_out(case: Case) -> None:
+    client = case.connect("proxy")
+    sql = "COPY (SELECT repeat('x', 999) FROM generate_series(1, 1000000)) TO STDOUT"
+    with wrapped(client):
+        if case.driver.name == "psycopg2":
+            client.cursor().copy_expert(sql, Writer(case.bench.proxy.cut))
+        with client.cursor().copy(sql) as copy:
+            for _ in copy:
+                case.bench.proxy.cut()
+
+
+@happens(psycopg="no-copy-in-progress-psycopg-3")
+def written_after_a_copy(case: Case) -> None:
+    client = case.connect()
+    with wrapped(client):
+        with client.cursor().copy(COPY) as copy:
+            copy.write(f"{FIRST}\n")
+        copy.write(f"{SECOND}\n")
+
+
+@happens(psycopg="number-of-parameters-must-be-between-psycopg-3")
+def too_many_parameters(case: Case) -> None:
+    client = case.connect(**({"server_side_binding": True} if case.guarded else {}))
+    places = ", ".join(["%s"] * 65_536)
+    client.execute(f"INSERT INTO happened VALUES ({places})", [SECOND] * 65_536)
+
+
 COPY = "COPY happened FROM STDIN"
 
 
 class Reader:
-    """What psycopg2 takes the place of a file."""
+    """What psycopg2 takes for a file, to read from."""
 
     def __init__(self, pieces: Iterator[str]) -> None:
         self._pieces = pieces
 
     def read(self, size: int) -> str:
         return next(self._pieces)
+
+
+class Writer:
+    """And to write into."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self._action = action
+
+    def write(self, piece: bytes) -> None:
+        self._action()
 
 
 # PostgreSQL: refused
@@ -668,6 +713,26 @@ def postgresql_down_on_a_socket(case: Case) -> None:
 def postgresql_behind_a_proxy_down(case: Case) -> None:
     case.bench.server.stop()
     case.connect("proxy")
+
+
+@happens(psycopg="authentication-failed", guarded="")  # libpq itself tries no other host then
+def refused_by_the_second_of_two_hosts(case: Case) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = f"{first.getsockname()[1]},{case.bench.server.port}"
+        thread = threading.Thread(target=hang_up_on_one, args=[first])
+        thread.start()
+        try:
+            case.connect(host="127.0.0.1,127.0.0.1", port=port, password="wrong")
+        finally:
+            thread.join()
+
+
+def hang_up_on_one(server: socket.socket) -> None:
+    """Read what a client has to say, and leave."""
+    server.settimeout(20)
+    client, _ = server.accept()
+    with client:
+        client.recv(1000)
 
 
 @happens(psycopg="timeout-expired", psycopg2="timeout-expired")

@@ -288,7 +288,7 @@ def test_frozen_at_connect(kind: str, new_server: Any, add_database: Any) -> Non
 def ask_at_leisure(alias: str) -> tuple[int, dict[str, Any]]:
     began = time.monotonic()
     answer = ask(alias)
-    assert time.monotonic() - began < health.config_for(alias).ping_timeout + 10
+    assert time.monotonic() - began < 4.9  # the default PING_TIMEOUT is 5
     return answer
 
 
@@ -338,7 +338,7 @@ def test_frozen_afterwards(
             return ask_it(*arguments)
 
         monkeypatch.setattr(health, "_health_of", freeze_and_ask)
-        with override_settings(DBHEALTH={"PING_TIMEOUT": 3}):
+        with override_settings(DBHEALTH={"PING_TIMEOUT": 1}):
             assert ask_at_leisure(alias) == FAIL
             wait_for(lambda: not threads_of(alias), timeout=10, message="The thread still waits.")
         server.thaw()

@@ -29,12 +29,13 @@ ROOM = 4 * 2**30  # bytes; three processes with servers of their own took 0.8 Gi
 
 
 def directory_of_runs() -> str:
-    """Return where servers keep their data: TMPDIR, otherwise in memory if there is room.
+    """Return where servers keep their data: in memory if there is room and nothing else is set.
 
     A run writes gigabytes. A disk that is slow, or shared, doubles its time, and a server that
     waits for one does not shut down in time.
     """
-    if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK | os.X_OK):
+    is_set = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    if not is_set and os.access(MEMORY, os.W_OK | os.X_OK):
         free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
         if free >= ROOM:
             return str(MEMORY)

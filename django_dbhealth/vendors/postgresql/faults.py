@@ -60,6 +60,29 @@ FAULTS = (
         "another command is already in progress",
     ),
     known(
+        _alive(
+            kind=Kind.BUSY,
+            name="no COPY in progress",
+            variant="psycopg 3",
+            meaning="Data of a COPY were written or read where there is none; nothing was sent.",
+            advice="Write and read inside the block of cursor.copy(), in the COPY's direction.",
+            source=MEASURED_PSYCOPG + BY_TEXT,
+        ),
+        "no COPY in progress",
+    ),
+    known(
+        _alive(
+            kind=Kind.TOO_LARGE,
+            name="number of parameters must be between",
+            variant="psycopg 3",
+            meaning="The statement has more parameters than the protocol can count, 65,535; it was"
+            " not sent.",
+            advice="Give bulk_create() a batch_size, or pass a list as one parameter: = ANY(%s).",
+            source=MEASURED_PSYCOPG + BY_TEXT,
+        ),
+        "number of parameters must be between",
+    ),
+    known(
         _lost(
             name="consuming input failed",
             variant="psycopg 3",
@@ -84,6 +107,7 @@ FAULTS = (
         ),
         "connection socket closed",
         "the connection is lost",
+        connecting=False,
     ),
     known(
         _lost(
@@ -120,34 +144,6 @@ FAULTS = (
         ),
         "the connection is closed",  # psycopg 3
         "connection already closed",  # psycopg2
-    ),
-    known(
-        _CLOSED_AT_CONNECT,
-        "failed: server closed the connection",
-        "failed: Connection reset by peer",
-        "failed: SSL SYSCALL error",
-        "failed: SSL error: unexpected eof",
-        connecting=True,
-    ),
-    known(
-        _lost(
-            name="server closed the connection",
-            variant="psycopg2",
-            outcome=Outcome.UNKNOWN,
-            meaning="The connection broke before the answer was there; psycopg2 does not say why."
-            " The statement may have run.",
-            advice="Look whether its effect is there before you do it again. The server's log says"
-            " why it closed the connection: idle_session_timeout, for one.",
-            source="measured: PostgreSQL 15, psycopg2 2.9" + BY_TEXT,
-        ),
-        "server closed the connection",
-        "connection has been closed unexpectedly",
-        "SSL SYSCALL error",
-        "SSL error: unexpected eof",
-        "could not receive data from server",
-        "could not send data to server",
-        "invalid socket",  # of COPY
-        connecting=False,
     ),
     # At connect, by text. A refusal of one of several hosts may stand beside another host's.
     known(
@@ -234,6 +230,37 @@ FAULTS = (
         "no more connections allowed",
         connecting=True,
     ),
+    # Closed: at connect, unless a host had a reason; in use psycopg2 has much the same words.
+    known(
+        _CLOSED_AT_CONNECT,
+        "failed: server closed the connection",
+        "failed: Connection reset by peer",
+        "failed: SSL SYSCALL error",
+        "failed: SSL error: unexpected eof",
+        connecting=True,
+    ),
+    known(
+        _lost(
+            name="server closed the connection",
+            variant="psycopg2",
+            outcome=Outcome.UNKNOWN,
+            meaning="The connection broke before the answer was there; psycopg2 does not say why."
+            " The statement may have run.",
+            advice="Look whether its effect is there before you do it again. The server's log says"
+            " why it closed the connection: idle_session_timeout, for one.",
+            source="measured: PostgreSQL 15, psycopg2 2.9" + BY_TEXT,
+        ),
+        "server closed the connection",
+        "connection has been closed unexpectedly",
+        "SSL SYSCALL error",
+        "SSL error: unexpected eof",
+        "SSL error: decryption failed",  # another process has used it too
+        "could not receive data from server",
+        "could not send data to server",
+        "invalid socket",  # COPY FROM
+        "PGRES_COPY_OUT and no message from the libpq",  # COPY TO
+        connecting=False,
+    ),
     known(
         _refused(
             kind=Kind.NO_FREE_SLOT,
@@ -293,6 +320,7 @@ FAULTS = (
     known(
         _CLOSED_AT_CONNECT,
         "server closed the connection",
+        "connection socket closed",
         "Connection reset by peer",
         connecting=True,
     ),

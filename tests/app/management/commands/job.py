@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management import CommandError, call_command
 from django.db import transaction
 
-from django_dbhealth import LongRunningCommand
+from django_dbhealth import LongRunningCommand, backoff
 from tests.app.models import Row
 
 
@@ -35,6 +35,10 @@ class Command(LongRunningCommand):
 
     def one_row(self) -> None:
         Row.objects.create(name="row")
+
+    def one_row_late(self) -> None:
+        backoff.FIRST_DELAY = 60.0
+        self.one_row()
 
     def three_steps(self) -> None:
         for number in range(3):
