@@ -13,8 +13,9 @@ from django.db import Error, connections, transaction
 from django_dbhealth import Kind, Outcome, classify
 from tests.app.models import Row
 from tests.conftest import KINDS, create_tables
+from tests.outcomes import socket_ended
 from tests.servers import Proxy
-from tests.servers.base import PASSWORD, USER, find_program, run
+from tests.servers.base import PASSWORD, USER, find_program, run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ class Encrypted:
         else:
             self.proxy.cut()
         self.server.wait_until_gone(session)
+        wait_for(lambda: socket_ended(connections[self.alias]))  # the proxy has passed it on
 
     def add(self, name: str) -> None:
         Row.objects.using(self.alias).create(name=name)
@@ -135,7 +137,7 @@ def test_lost_in_a_transaction(encrypted: Encrypted, loss: str) -> None:
 
 
 def test_psycopg2(servers: dict[str, Server]) -> None:
-    """ "SSL SYSCALL error: EOF detected" is all that it says of a connection that was cut."""
+    """ "SSL SYSCALL error: EOF detected", it mostly says of a connection that was cut."""
     server = servers["postgresql"]
     account = {"user": USER, "password": PASSWORD, "dbname": "test", "sslmode": "require"}
     with (
@@ -145,7 +147,7 @@ def test_psycopg2(servers: dict[str, Server]) -> None:
     ):
         cursor.execute("SELECT 1")
         proxy.cut()
-        with pytest.raises(psycopg2.OperationalError, match="SSL") as caught:
+        with pytest.raises(psycopg2.OperationalError) as caught:
             cursor.execute("SELECT 1")
     fault = classify(caught.value)
     assert fault is not None
