@@ -363,7 +363,7 @@ def copies(server: Server, *program: str) -> list[tuple[int, str]]:
     }
     arguments = ["refresh_prices", "--days", str(DAYS), "--pause", "0.5"]
     slots = holding(server, SLOTS)
-    before = refused_connects(server)
+    before = server.status("Aborted_connects")
     processes = [
         subprocess.Popen(
             [sys.executable, *program, *arguments],
@@ -377,17 +377,12 @@ def copies(server: Server, *program: str) -> list[tuple[int, str]]:
     ]
     try:
         with slots:
-            wait_for(lambda: refused_connects(server) >= before + COPIES, timeout=50)
+            wait_for(lambda: server.status("Aborted_connects") >= before + COPIES, timeout=50)
         errors = [process.communicate(timeout=120)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
     return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
-
-
-def refused_connects(server: Server) -> int:
-    [(_, count)] = server.execute("SHOW GLOBAL STATUS LIKE 'Aborted_connects'")
-    return int(count)
 
 
 @pytest.fixture

@@ -441,7 +441,7 @@ def test_flood(new_server: Any) -> None:
     databases = {"default": server.django()}
     with served("gunicorn gthread", databases, "--keep-alive=60") as site:
         assert site.get("/").status == 200  # it is up
-        before = opened(server)
+        before = server.status("Connections")
         began = time.monotonic()
 
         def ask(_number: int) -> list[int]:
@@ -451,17 +451,11 @@ def test_flood(new_server: Any) -> None:
         with ThreadPoolExecutor(CLIENTS) as clients:
             statuses = [each for some in clients.map(ask, range(CLIENTS)) for each in some]
         seconds = time.monotonic() - began
-        count = opened(server) - before - 1  # this look's own
+        count = server.status("Connections") - before - 1  # this look's own
         print(f"{len(statuses)} requests in {seconds:.2f} s, {count} connections opened")
         assert statuses == [200] * REQUESTS
         assert 1 <= count <= max(2, 1 + seconds / health.SHARED_FOR)
         server.wait_for_sessions(0, USER)
-
-
-def opened(server: Server) -> int:
-    """Return how many connections the server has been asked for, this one included."""
-    ((_, count),) = server.execute("SHOW GLOBAL STATUS LIKE 'Connections'")
-    return int(count)
 
 
 def status_of(client: Any) -> int:
@@ -475,7 +469,7 @@ def test_one_at_a_time(new_server: Any, add_database: Any, monkeypatch: pytest.M
     """Also while the server takes its time: those who come later wait for the same answer."""
     server = new_server("mariadb")
     alias = add_database(server.django())
-    before = opened(server)
+    before = server.status("Connections")
     monkeypatch.setattr(health, "SHARED_FOR", 60)  # some may come a second after the answer
     server.freeze()
     with ThreadPoolExecutor(20) as clients:
@@ -484,4 +478,4 @@ def test_one_at_a_time(new_server: Any, add_database: Any, monkeypatch: pytest.M
         assert len(threads_of(alias)) == 1
         server.thaw()
         assert {answer.result(30).status_code for answer in answers} == {200}
-    assert opened(server) - before == 2  # this look's own is one
+    assert server.status("Connections") - before == 2  # this look's own is one

@@ -466,11 +466,11 @@ def test_both_checks_judge_one_answer(servers: dict[str, Server], project: Any) 
     """The two checks of one command open one connection; a later command's open another."""
     server = servers["mariadb"]
     register("live", server.django())
-    before = connections_so_far(server)
+    before = server.status("Connections")
     run(["live"], deploy=True)
-    assert connections_so_far(server) - before == 2  # the other one is the administrator's
+    assert server.status("Connections") - before == 2  # the other one is the administrator's
     run(["live"], deploy=True)
-    assert connections_so_far(server) - before == 4
+    assert server.status("Connections") - before == 4
 
 
 def connected(connection: Any) -> int:
@@ -478,8 +478,3 @@ def connected(connection: Any) -> int:
     with connection.cursor() as cursor:
         cursor.execute("SHOW STATUS LIKE 'Threads_connected'")
         return int(cursor.fetchone()[1])
-
-
-def connections_so_far(server: Server) -> int:
-    [(_, count)] = server.execute("SHOW GLOBAL STATUS LIKE 'Connections'")
-    return int(count)

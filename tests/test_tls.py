@@ -13,6 +13,7 @@ from django.db import Error, connections, transaction
 from django_dbhealth import Kind, Outcome, classify
 from tests.app.models import Row
 from tests.conftest import KINDS, create_tables
+from tests.faults import DRIVERS
 from tests.outcomes import socket_ended
 from tests.servers import Proxy
 from tests.servers.base import PASSWORD, USER, find_program, run, wait_for
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
     from tests.servers import Server
 
-ENGINES = {
-    "mysqlclient": ("mariadb", "django.db.backends.mysql"),
-    "PyMySQL": ("mariadb", "tests.pymysql_backend"),
-    "psycopg": ("postgresql", "django.db.backends.postgresql"),
-}
 ASK = {
     "mysql": "SELECT variable_value, CONNECTION_ID() FROM information_schema.session_status"
     " WHERE variable_name = 'Ssl_version'",
@@ -95,19 +91,19 @@ class Encrypted:
         return [name for (name,) in rows]
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[name for name, driver in DRIVERS.items() if driver.engine])
 def encrypted(
     request: pytest.FixtureRequest, servers: dict[str, Server], add_database: Callable[..., str]
 ) -> Iterator[Encrypted]:
-    kind, engine = ENGINES[request.param]
-    server = servers[kind]
+    driver = DRIVERS[request.param]
+    server = servers[driver.kind]
     options: dict[str, Any] = {"sslmode": "require"}
-    if kind == "mariadb":
+    if driver.kind == "mariadb":
         authority = str(server.directory / "data" / "server.crt")
         options = {"ssl": {"ca": authority, "check_hostname": False}}
     with Proxy(server.host, server.port) as proxy:
         settings = server.django(transport="tcp", PORT=str(proxy.port), OPTIONS=options)
-        yield Encrypted(server, proxy, add_database({**settings, "ENGINE": engine}))
+        yield Encrypted(server, proxy, add_database({**settings, "ENGINE": driver.engine}))
 
 
 @pytest.mark.parametrize("loss", ["kill", "cut"])

@@ -97,6 +97,11 @@ class MariaDBServer(Server):
         )
         return [Session(*row[:4], float(row[4])) for row in rows]
 
+    def status(self, name: str) -> int:
+        """Return a global status variable, such as Connections."""
+        [(_, value)] = self.execute("SHOW GLOBAL STATUS LIKE %s", [name])
+        return int(value)
+
     def statements(self) -> list[str]:
         rows = self.execute(
             "SELECT info FROM information_schema.processlist WHERE command = 'Query'"
