@@ -130,6 +130,22 @@ def is_stopped(process: psutil.Process) -> bool:
     return states <= {"T", "Z", "X"}
 
 
+def freeze(pid: int) -> None:
+    """Stop the process and its children where they are, as a hung machine would."""
+
+    def all_stopped() -> bool:
+        processes = family(pid)  # once the parent is stopped there are no new ones
+        signal_all(processes, signal.SIGSTOP)
+        return all(map(is_stopped, processes))
+
+    wait_for(all_stopped, message=f"Process {pid} does not freeze.")
+
+
+def thaw(pid: int) -> None:
+    """Let what is frozen go on."""
+    signal_all(family(pid), signal.SIGCONT)
+
+
 class Server(ABC):
     """A private server in a directory of its own; its settings are keyword arguments.
 
@@ -290,18 +306,11 @@ class Server(ABC):
 
     def freeze(self) -> None:
         """Stop all of the server's processes where they are, as a hung machine would."""
-        pid = self.pid
-
-        def all_stopped() -> bool:
-            processes = family(pid)  # once the parent is stopped there are no new ones
-            signal_all(processes, signal.SIGSTOP)
-            return all(map(is_stopped, processes))
-
-        wait_for(all_stopped, message=f"{self} does not freeze.")
+        freeze(self.pid)
 
     def thaw(self) -> None:
         """Let a frozen server go on."""
-        signal_all(family(self.pid), signal.SIGCONT)
+        thaw(self.pid)
 
     def log_tail(self, lines: int = 20) -> str:
         if not self.log.exists():
