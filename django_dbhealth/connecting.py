@@ -87,10 +87,10 @@ def connect_patiently(
                 backoff = Backoff(now=began, timeout=timeout)
             delay = backoff.next_delay(now)
             _report(connection, watch, fault.kind, error, now - began, delay)
+            if connection.connection is not None:  # refused after it had been opened
+                close(connection)
             if delay is None:
                 raise
-        if connection.connection is not None:  # refused after it had been opened
-            close(connection)
         if fault.kind is Kind.NO_FREE_SLOT:
             _give_back_idle(connection)
         watch.bounded = True

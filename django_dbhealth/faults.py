@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ AFTER_A_PAUSE = (
 PAUSE_OUTSIDE = (
     "Do the whole transaction again, with the slow work (a download, a sleep) before or after"
     " atomic(), not inside."
+)
+CHECK_THE_SERVER = (
+    "Check that the server runs and that HOST and PORT in DATABASES are its address. While it"
+    " restarts, CONNECT_RETRY_TIMEOUT lets the connect wait for it."
 )
 
 
@@ -131,9 +135,21 @@ def first_fit(
     *,
     connecting: bool | None,
 ) -> Fault | None:
-    """Return the first fault of a table that an error fits, None for an unknown error."""
+    """Return the first fault of a table that an error fits, None for an unknown error.
+
+    A connection that is lost while it is being opened could not be reached, whatever the error.
+    """
     fits = (each.fault for each in faults if each.fits(code, message, connecting=connecting))
-    return next(fits, None)
+    fault = next(fits, None)
+    if connecting and fault is not None and fault.kind is Kind.LOST:
+        return replace(
+            fault,
+            kind=Kind.UNREACHABLE,
+            outcome=Outcome.NOT_EXECUTED,
+            meaning="The connection broke while it was being opened.",
+            advice=CHECK_THE_SERVER,
+        )
+    return fault
 
 
 @dataclass(frozen=True, kw_only=True)

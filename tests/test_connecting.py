@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.management import call_command
 from django.db import OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
 from django.test import override_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_dbhealth import LongRunningCommand
+from django_dbhealth import Kind, LongRunningCommand, Outcome, classify
 from django_dbhealth.backoff import FIRST_DELAY, LONGEST_DELAY, Backoff
 from django_dbhealth.connecting import patient
 from django_dbhealth.signals import connection_refused
 from tests.conftest import register, unregister
+from tests.faults import DRIVERS
+from tests.outcomes import session_id, socket_ended
+from tests.servers import Proxy
 from tests.servers.base import USER, wait_for
 from tests.test_commands import running, stored
 
@@ -147,6 +151,54 @@ def test_server_that_starts_is_waited_for(
     assert len(records) == len(seen)
     assert all(r.levelname == "WARNING" and r.alias == alias for r in records)  # type: ignore[attr-defined]
     assert "The next try is in 0." in records[0].message
+
+
+@contextmanager
+def lost_while_set_up(alias: str, lose: Callable[[int], None], times: int) -> Iterator[None]:
+    """Lose the alias's next connections after the server has let the client in."""
+    left = times
+
+    def receiver(connection: Any, **arguments: Any) -> None:
+        nonlocal left
+        if connection.alias != alias or not left:
+            return
+        left -= 1
+        lose(session_id(connection))
+        with connection.cursor() as cursor:
+            wait_for(lambda: socket_ended(connection))
+            cursor.execute("SELECT 1")
+
+    connection_created.connect(receiver)
+    try:
+        yield
+    finally:
+        connection_created.disconnect(receiver)
+
+
+@pytest.mark.parametrize("way", ["killed", "cut"])
+@pytest.mark.parametrize("name", [name for name, driver in DRIVERS.items() if driver.engine])
+def test_connection_lost_while_it_is_set_up(
+    name: str, way: str, new_server: Any, add_database: Any
+) -> None:
+    """A server that goes when it has let the client in is waited for too: a restart takes time."""
+    driver = DRIVERS[name]
+    server = new_server(driver.kind)
+    with Proxy(server.host, server.port) as proxy:
+        settings = server.django(transport="tcp", PORT=str(proxy.port), ENGINE=driver.engine)
+        alias = add_database(settings)
+        lose = server.kill_connection if way == "killed" else lambda session: proxy.cut()
+        with refusals() as seen, lost_while_set_up(alias, lose, times=3):
+            with pytest.raises(OperationalError) as raised:
+                connections[alias].ensure_connection()
+            fault = classify(raised.value)
+            assert fault
+            assert (fault.kind, fault.outcome) == (Kind.UNREACHABLE, Outcome.NOT_EXECUTED)
+            assert "No statement ran." in "\n".join(raised.value.__notes__)
+            assert connections[alias].connection is None  # half opened it would be of no use
+            with patient(20, time.sleep), connections[alias].cursor() as cursor:
+                cursor.execute("SELECT 2")
+                assert cursor.fetchone() == (2,)
+        assert [arguments["reason"] for arguments in seen] == ["unreachable"] * 3
 
 
 @pytest.mark.parametrize("kind", KINDS)

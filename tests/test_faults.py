@@ -116,6 +116,9 @@ MEANINGS = {
     "57p01": Meaning(LOST, "57P01", UNKNOWN, False, False),
     "57p05": Meaning(LOST, "57P05", NOT_EXECUTED, False, True),
     "08p01-pgbouncer": Meaning(LOST, "08P01", UNKNOWN, False, False),
+    "08p01-query-wait-timeout": Meaning(FULL, "08P01", NOT_EXECUTED, False, True),
+    "08p01-server-login-retry": Meaning(UNREACHABLE, "08P01", NOT_EXECUTED, False, True),
+    "query-wait-timeout-pgbouncer": Meaning(FULL, None, NOT_EXECUTED, False, True),
     "no-more-connections-allowed-pgbouncer": Meaning(FULL, None, NOT_EXECUTED, False, True),
     "25p03": Meaning(LOST, "25P03", ROLLED_BACK, False, True),
     "25p02": Meaning(Kind.BUSY, "25P02", NOT_EXECUTED, True, False),
@@ -842,12 +845,36 @@ def pool_exhausted(case: Case) -> None:
         pass
 
 
-@happens(psycopg="08p01-pgbouncer", psycopg2="server-closed-the-connection-psycopg2")
+@happens(psycopg="08p01-query-wait-timeout", psycopg2="server-closed-the-connection-psycopg2")
 def no_server_for_pgbouncers_client(case: Case) -> None:
     case.start_pgbouncer(default_pool_size=1, query_wait_timeout=1)
     holder, client = case.connect("pgbouncer"), case.connect("pgbouncer")
     holder.execute("SELECT 1")  # pool_mode = session: it keeps the one that there is
     client.insert(SECOND)
+
+
+@happens(psycopg="08p01-server-login-retry", psycopg2="server-closed-the-connection-psycopg2")
+def pgbouncers_server_down(case: Case) -> None:
+    case.start_pgbouncer(pool_mode="transaction", query_wait_timeout=1)
+    clients = [case.connect("pgbouncer") for _ in range(2)]
+    case.bench.server.stop()
+    error_of(lambda: clients[0].insert(SECOND))  # PgBouncer learns it, and goes on waiting
+    clients[1].insert(SECOND)
+
+
+@happens(psycopg="query-wait-timeout-pgbouncer", psycopg2="query-wait-timeout-pgbouncer")
+def pgbouncers_server_never_up(case: Case) -> None:
+    case.start_pgbouncer(query_wait_timeout=1)
+    case.bench.server.stop()
+    case.connect("pgbouncer")
+
+
+@happens(psycopg="08p01-pgbouncer", psycopg2="server-closed-the-connection-psycopg2")
+def pgbouncers_server_crashed(case: Case) -> None:
+    case.start_pgbouncer()
+    client = case.connect("pgbouncer")
+    with case.while_running(case.bench.server.kill):
+        client.execute(SLOWLY["postgresql"])
 
 
 @happens(
@@ -1075,7 +1102,9 @@ SENTENCES = {
     'role "%s" does not exist': None,
     'database "%s" does not exist': None,
     'password authentication failed for user "%s"': None,
-    "terminating connection due to administrator command": None,
+    "terminating connection due to administrator command": Kind.LOST,
+    "terminating connection because of crash of another server process": Kind.LOST,
+    "terminating connection due to unexpected postmaster exit": Kind.LOST,
 }
 LATIN = ("de", "es", "fr", "it", "sv")
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from functools import partial
 
-from django_dbhealth.faults import AFTER_A_PAUSE, Fault, Kind, Outcome, first_fit, known
+from django_dbhealth.faults import (
+    AFTER_A_PAUSE,
+    CHECK_THE_SERVER,
+    Fault,
+    Kind,
+    Outcome,
+    first_fit,
+    known,
+)
 
 MEASURED = "measured: MariaDB 10.11, mysqlclient 2.3 on libmariadb 3.3, PyMySQL 1.2"
 MANUAL = "manual: server error message reference"
@@ -27,12 +35,7 @@ _no_slot = partial(
     advice="Give connections back while nobody uses them: CONN_MAX_AGE = 0, or connections_released"
     " around slow work. manage.py dbhealth connections shows who holds them.",
 )
-_unreachable = partial(
-    _refused,
-    kind=Kind.UNREACHABLE,
-    advice="Check that the server runs and that HOST and PORT in DATABASES are its address. While"
-    " it restarts, CONNECT_RETRY_TIMEOUT lets the connect wait for it.",
-)
+_unreachable = partial(_refused, kind=Kind.UNREACHABLE, advice=CHECK_THE_SERVER)
 _refused_account = partial(_refused, kind=Kind.CREDENTIALS)
 _read_only = partial(_alive, kind=Kind.READ_ONLY, source=MEASURED)
 _quota = partial(

@@ -10,9 +10,23 @@ from __future__ import annotations
 
 from functools import partial
 
-from django_dbhealth.faults import AFTER_A_PAUSE, PAUSE_OUTSIDE, Fault, Kind, Outcome, known
+from django_dbhealth.faults import (
+    AFTER_A_PAUSE,
+    CHECK_THE_SERVER,
+    PAUSE_OUTSIDE,
+    Fault,
+    Kind,
+    Outcome,
+    known,
+)
 
-from .messages import NOT_READY, SLOTS_ARE_RESERVED, TOO_MANY_CLIENTS, TOO_MANY_CONNECTIONS
+from .messages import (
+    NOT_READY,
+    SLOTS_ARE_RESERVED,
+    TERMINATING,
+    TOO_MANY_CLIENTS,
+    TOO_MANY_CONNECTIONS,
+)
 
 MEASURED = "measured: PostgreSQL 15, psycopg 3.3, psycopg2 2.9"
 MEASURED_PSYCOPG = "measured: PostgreSQL 15, psycopg 3.3"
@@ -30,13 +44,18 @@ _no_slot = partial(
     advice="Give connections back while nobody uses them: CONN_MAX_AGE = 0, or connections_released"
     " around slow work. manage.py dbhealth connections shows who holds them.",
 )
-_unreachable = partial(
-    _refused,
-    kind=Kind.UNREACHABLE,
-    advice="Check that the server runs and that HOST and PORT in DATABASES are its address. While"
-    " it restarts, CONNECT_RETRY_TIMEOUT lets the connect wait for it.",
-)
+_unreachable = partial(_refused, kind=Kind.UNREACHABLE, advice=CHECK_THE_SERVER)
 _refused_account = partial(_refused, kind=Kind.CREDENTIALS)
+_no_server_in_time = partial(
+    _no_slot,
+    meaning="PgBouncer had no connection to the server for this client within its"
+    " query_wait_timeout: all of its pool are in use, or no server answers. It sent nothing.",
+)
+_no_server = partial(
+    _unreachable,
+    meaning="PgBouncer cannot log in to the server, so it refuses its clients (server_login_retry)."
+    " It sent nothing.",
+)
 
 _CLOSED_AT_CONNECT = _unreachable(
     name="server closed the connection",
@@ -230,6 +249,24 @@ FAULTS = (
         "no more connections allowed",
         connecting=True,
     ),
+    known(
+        _no_server_in_time(
+            name="query_wait_timeout",
+            variant="PgBouncer",
+            source="measured: PgBouncer 1.18" + BY_TEXT,
+        ),
+        "query_wait_timeout",
+        connecting=True,
+    ),
+    known(
+        _no_server(
+            name="server login has been failing",
+            variant="PgBouncer",
+            source="source code: PgBouncer 1.18, check_fast_fail()" + BY_TEXT,
+        ),
+        "server login has been failing",
+        connecting=True,
+    ),
     # Closed: at connect, unless a host had a reason; in use psycopg2 has much the same words.
     known(
         _CLOSED_AT_CONNECT,
@@ -284,6 +321,17 @@ FAULTS = (
         ),
         *NOT_READY,
         connecting=True,
+    ),
+    known(
+        _lost(
+            name="terminating connection",
+            outcome=Outcome.UNKNOWN,
+            meaning="The server was shut down, or has crashed, before it had answered: a statement"
+            " that was running may have run.",
+            advice="Look whether its effect is there before you do it again.",
+            source="measured by hand: PostgreSQL 15, psycopg 3.3, at connect" + BY_TEXT,
+        ),
+        *TERMINATING,
     ),
     known(
         _unreachable(
@@ -411,13 +459,31 @@ FAULTS = (
         ),
     ),
     known(
+        _no_server_in_time(
+            code="08P01",
+            name="protocol_violation",
+            variant="query_wait_timeout",
+            source="measured: PgBouncer 1.18, psycopg 3.3",
+        ),
+        "query_wait_timeout",
+    ),
+    known(
+        _no_server(
+            code="08P01",
+            name="protocol_violation",
+            variant="server_login_retry",
+            source="measured: PgBouncer 1.18, psycopg 3.3",
+        ),
+        "server login has been failing",
+    ),
+    known(
         _lost(
             code="08P01",
             name="protocol_violation",
             variant="PgBouncer",
             outcome=Outcome.UNKNOWN,
-            meaning="A timeout of PgBouncer (query_wait_timeout, query_timeout,"
-            " client_idle_timeout ...) has ended the connection: the statement may have run.",
+            meaning="PgBouncer has ended the connection (a timeout such as query_timeout, or the"
+            " server crashed): the statement may have run.",
             advice="Look whether its effect is there before you do it again; the message names the"
             " timeout.",
             source="measured: PgBouncer 1.18, psycopg 3.3",
