@@ -50,7 +50,8 @@ tells: PostgreSQL's refusals are known in all languages that PostgreSQL 15 speak
 in English only. What stands under [the last heading](#from-the-manual) was not produced by a test.
 
 A fault's statement is one outside of a transaction. On a connection that is not usable any more, a
-transaction is rolled back.
+transaction is rolled back. A connection that is lost while Django still opens it, the statements of
+its set-up included, was unreachable, whatever the error: what was to come next has not been sent.
 """
 OUTCOMES = {
     Outcome.NOT_EXECUTED: "not executed",
