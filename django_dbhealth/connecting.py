@@ -13,7 +13,7 @@ from django.db import Error
 from .backoff import Backoff
 from .closing import close, connections_of_this_thread, give_back
 from .conf import config_for
-from .faults import Kind
+from .faults import Circumstances, Kind
 from .signals import connection_refused
 
 if TYPE_CHECKING:
@@ -73,11 +73,20 @@ def connect_patiently(
     began = time.monotonic()
     backoff = None
     while True:
+        watch.set_up = False
         try:
             connect()
             return
         except (Error, connection.Database.Error) as error:  # type: ignore[attr-defined]
+            if watch.set_up:
+                raise  # of a receiver of connection_created: what it does is not done twice
             watch.tried_seconds = time.monotonic() - began
+            error.dbhealth_circumstances = Circumstances(  # type: ignore[union-attr]
+                alias=connection.alias,
+                connecting=True,
+                in_transaction=False,
+                tried_seconds=watch.tried_seconds,
+            )
             fault = watch.vendor.fault(error, connecting=True)
             if fault is None or fault.kind not in WORTH_WAITING:
                 raise

@@ -401,7 +401,7 @@ def _open(
         behind = driver_behind(type(error))
         if behind is not None:
             refused = _Link(name, behind, config, open_again)
-            refused.tried_seconds = monotonic() - began
+            refused.connecting, refused.tried_seconds = True, monotonic() - began
             note_failure(refused, refused, error)
         raise
     link = link or _Link(name, found, config, open_again)

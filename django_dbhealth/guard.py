@@ -11,7 +11,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .faults import Circumstances, Kind
+from .faults import Circumstances, Kind, circumstances_of
 from .liveness import Liveness, liveness_of
 from .notes import note_fault
 from .signals import connection_healed, connection_lost
@@ -99,22 +99,25 @@ def note_failure(connection: Any, watch: Watch, error: Exception) -> Fault | Non
     """Note what has happened with this error, on it and for the connection's next use."""
     if isinstance(error, watch.of_data):
         return None
-    connecting = watch.connecting or connection.connection is None
+    noted = circumstances_of(error.__cause__ or error)  # by the connect that it has ended
+    in_set_up = watch.connecting and not watch.set_up
+    connecting = in_set_up or (noted is not None and noted.connecting)
+    over = connecting or watch.committed or connection.connection is None  # for the next use
     was_known, was_told, state = watch.lost, watch.told, watch.session_state()
-    if not connecting and not watch.committed:
+    if not over:
         watch.lost = was_known or watch.driver.has_given_up(connection.connection, error)
     error.dbhealth_circumstances = Circumstances(  # type: ignore[attr-defined]
         alias=connection.alias,
         connecting=connecting,
         in_transaction=watch.is_in_transaction(),
         committing=watch.committing,
-        lost=watch.lost and not connecting,
+        lost=watch.lost and not connecting and connection.connection is not None,
         why_not_healed=_why_not_healed(watch, state),
         idle_seconds=watch.idle_seconds(),
         tried_seconds=watch.tried_seconds,
     )
     fault = note_fault(watch, error)
-    if connecting or watch.committed:
+    if over:
         return fault
     watch.refused_write |= fault is not None and fault.kind is Kind.READ_ONLY
     watch.told |= watch.lost or (fault is not None and fault.kind is Kind.LOST)

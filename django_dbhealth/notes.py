@@ -174,7 +174,7 @@ def _to_the_same_server(watch: Watch) -> list[OpenConnection]:
 def lines_of_held(held: Sequence[OpenConnection]) -> Iterator[str]:
     """Yield a line about each of some connections, but not of too many."""
     if not held:
-        yield "This process holds no connection there, so others do."
+        yield "This process holds none there."
         return
     yield f"This process holds {len(held)} there:"
     for each in held[:MANY_CONNECTIONS]:

@@ -112,6 +112,8 @@ class DjangoWatch(Watch):
 
 
 def _why_kept(connection: Any, watch: DjangoWatch) -> Iterator[str]:
+    if connection.connection is None:
+        yield "it was closed"
     if connection.allow_thread_sharing:
         yield "it is shared between threads"
     if any(block._from_testcase for block in connection.atomic_blocks):

@@ -58,6 +58,7 @@ class Watch(ABC):
         "refused_write",
         "savepoints",
         "session",
+        "set_up",
         "told",
         "tried_seconds",
         "used",
@@ -73,6 +74,7 @@ class Watch(ABC):
         self.config_for = config_for  # by alias
         self.session = SessionState(vendor.session_rules)
         self.connecting = False
+        self.set_up = False  # by Django: the rest of the connect is the program's
         self.tried_seconds = 0.0  # to connect, until the last refusal
         self.opening: Opening | None = None  # when, where and by whom it was opened
         self.generation = 0  # of the handle: a cursor of an older one is stale,

@@ -101,14 +101,17 @@ class WatchedConnection(Base):  # type: ignore[misc]
         opener = watch.opening[1] if watch.lost and watch.opening else find_opener()
         watch.connecting, was_lost = True, watch.lost
         watch.last_seen = math.inf  # meanwhile a look would tell nothing
+        failed = True
         try:
             connect_patiently(self, watch, super().connect)
+            failed = False
         finally:
             # What init_command and the receivers of connection_created set is set again in every
             # new session: it is not counted.
             watch.connecting = False
             watch.reset()
             watch.lost = was_lost and self.connection is None  # the next connect heals it
+            watch.in_doubt = failed  # a receiver's statement may have lost it again
         note_opened(watch, opener)
 
     def get_connection_params(self) -> dict[str, Any]:
@@ -138,6 +141,10 @@ class WatchedConnection(Base):  # type: ignore[misc]
             pool.putconn(handle)  # never just dropped: that would cost its slot
             handle = super().get_new_connection(conn_params)
         return handle
+
+    def init_connection_state(self) -> None:
+        super().init_connection_state()
+        self.dbhealth_watch.set_up = True
 
     def _close(self) -> None:
         watch = self.dbhealth_watch

@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import call_command
-from django.db import OperationalError, connections, transaction
+from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
 from django.test import override_settings
 from hypothesis import given
@@ -26,6 +26,8 @@ from django_dbhealth import Kind, LongRunningCommand, Outcome, classify
 from django_dbhealth.backoff import FIRST_DELAY, LONGEST_DELAY, Backoff
 from django_dbhealth.connecting import patient
 from django_dbhealth.signals import connection_refused
+from django_dbhealth.vendors import driver_of
+from django_dbhealth.vendors.base import readable
 from tests.conftest import register, unregister
 from tests.faults import DRIVERS
 from tests.outcomes import session_id, socket_ended
@@ -153,52 +155,93 @@ def test_server_that_starts_is_waited_for(
     assert "The next try is in 0." in records[0].message
 
 
-@contextmanager
-def lost_while_set_up(alias: str, lose: Callable[[int], None], times: int) -> Iterator[None]:
-    """Lose the alias's next connections after the server has let the client in."""
-    left = times
-
-    def receiver(connection: Any, **arguments: Any) -> None:
-        nonlocal left
-        if connection.alias != alias or not left:
-            return
-        left -= 1
-        lose(session_id(connection))
-        with connection.cursor() as cursor:
-            wait_for(lambda: socket_ended(connection))
-            cursor.execute("SELECT 1")
-
-    connection_created.connect(receiver)
-    try:
-        yield
-    finally:
-        connection_created.disconnect(receiver)
+@pytest.fixture(params=[name for name, driver in DRIVERS.items() if driver.engine])
+def alias(
+    request: pytest.FixtureRequest, new_server: Any, add_database: Any
+) -> Iterator[tuple[str, Server, Proxy]]:
+    """A connection over each driver, its server, and the proxy between them."""
+    driver = DRIVERS[request.param]
+    server = new_server(driver.kind)
+    with Proxy(server.host, server.port) as proxy:
+        settings = server.django(
+            transport="tcp", PORT=str(proxy.port), ENGINE=driver.engine, TIME_ZONE="Asia/Tokyo"
+        )
+        yield add_database(settings), server, proxy
 
 
 @pytest.mark.parametrize("way", ["killed", "cut"])
-@pytest.mark.parametrize("name", [name for name, driver in DRIVERS.items() if driver.engine])
 def test_connection_lost_while_it_is_set_up(
-    name: str, way: str, new_server: Any, add_database: Any
+    alias: tuple[str, Server, Proxy], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that goes when it has let the client in is waited for too: a restart takes time."""
-    driver = DRIVERS[name]
-    server = new_server(driver.kind)
-    with Proxy(server.host, server.port) as proxy:
-        settings = server.django(transport="tcp", PORT=str(proxy.port), ENGINE=driver.engine)
-        alias = add_database(settings)
-        lose = server.kill_connection if way == "killed" else lambda session: proxy.cut()
-        with refusals() as seen, lost_while_set_up(alias, lose, times=3):
-            with pytest.raises(OperationalError) as raised:
-                connections[alias].ensure_connection()
-            fault = classify(raised.value)
-            assert fault
-            assert (fault.kind, fault.outcome) == (Kind.UNREACHABLE, Outcome.NOT_EXECUTED)
-            assert "No statement ran." in "\n".join(raised.value.__notes__)
-            assert connections[alias].connection is None  # half opened it would be of no use
-            with patient(20, time.sleep), connections[alias].cursor() as cursor:
-                cursor.execute("SELECT 2")
-                assert cursor.fetchone() == (2,)
-        assert [arguments["reason"] for arguments in seen] == ["unreachable"] * 3
+    name, server, proxy = alias
+    connection: Any = connections[name]
+    losses = 3
+    get_new_connection = connection.get_new_connection
+
+    def lose_it(parameters: Any) -> Any:
+        nonlocal losses
+        handle = get_new_connection(parameters)
+        if losses:
+            losses -= 1
+            if way == "killed":
+                for session in server.sessions(USER):
+                    server.kill_connection(session.id)
+            else:
+                proxy.cut()
+            descriptor = driver_of(connection).descriptor(handle)  # type: ignore[union-attr]
+            wait_for(lambda: readable(descriptor))  # type: ignore[arg-type]
+        return handle
+
+    monkeypatch.setattr(connection, "get_new_connection", lose_it)
+    with refusals() as seen:
+        with pytest.raises(OperationalError) as raised:
+            connection.ensure_connection()
+        fault = classify(raised.value)
+        assert fault
+        assert (fault.kind, fault.outcome) == (Kind.UNREACHABLE, Outcome.NOT_EXECUTED)
+        assert "No statement ran." in "\n".join(raised.value.__notes__)
+        assert connection.connection is None  # half set up it would be of no use
+        with patient(20, time.sleep), connection.cursor() as cursor:
+            cursor.execute("SELECT 2")
+            assert cursor.fetchone() == (2,)
+    assert [arguments["reason"] for arguments in seen] == ["unreachable"] * 3
+
+
+@pytest.mark.parametrize("whose", ["own", "another's"])
+def test_what_a_receiver_does_is_not_done_again(
+    alias: tuple[str, Server, Proxy], whose: str, add_database: Any
+) -> None:
+    """A statement of a receiver of connection_created may have run: that is no refused connect."""
+    name, server, _ = alias
+    other = add_database(server.django(ENGINE=connections[name].settings_dict["ENGINE"]), "other")
+    used = connections[name if whose == "own" else other]
+    used.ensure_connection()
+    calls = 0
+
+    def receiver(connection: Any, **arguments: Any) -> None:
+        nonlocal calls
+        if connection.alias == name:
+            calls += 1
+            block = nullcontext() if used is connection else transaction.atomic(other)
+            with block:  # or the other one would be healed
+                server.kill_connection(session_id(used))
+                wait_for(lambda: socket_ended(used))
+                session_id(used)
+
+    connections[name].close()
+    connection_created.connect(receiver)
+    try:
+        with refusals() as seen, patient(20, time.sleep), pytest.raises(Error):
+            connections[name].ensure_connection()
+    finally:
+        connection_created.disconnect(receiver)
+    assert calls == 1
+    assert seen == []
+    assert connections[name].connection is not None  # as Django has it
+    with connections[name].cursor() as cursor:
+        cursor.execute("SELECT 2")
+        assert cursor.fetchone() == (2,)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -116,8 +116,6 @@ MEANINGS = {
     "57p01": Meaning(LOST, "57P01", UNKNOWN, False, False),
     "57p05": Meaning(LOST, "57P05", NOT_EXECUTED, False, True),
     "08p01-pgbouncer": Meaning(LOST, "08P01", UNKNOWN, False, False),
-    "08p01-query-wait-timeout": Meaning(FULL, "08P01", NOT_EXECUTED, False, True),
-    "08p01-server-login-retry": Meaning(UNREACHABLE, "08P01", NOT_EXECUTED, False, True),
     "query-wait-timeout-pgbouncer": Meaning(FULL, None, NOT_EXECUTED, False, True),
     "no-more-connections-allowed-pgbouncer": Meaning(FULL, None, NOT_EXECUTED, False, True),
     "25p03": Meaning(LOST, "25P03", ROLLED_BACK, False, True),
@@ -845,15 +843,16 @@ def pool_exhausted(case: Case) -> None:
         pass
 
 
-@happens(psycopg="08p01-query-wait-timeout", psycopg2="server-closed-the-connection-psycopg2")
+@happens(psycopg="08p01-pgbouncer", psycopg2="server-closed-the-connection-psycopg2")
 def no_server_for_pgbouncers_client(case: Case) -> None:
-    case.start_pgbouncer(default_pool_size=1, query_wait_timeout=1)
+    case.start_pgbouncer(pool_mode="transaction", default_pool_size=1, query_wait_timeout=1)
     holder, client = case.connect("pgbouncer"), case.connect("pgbouncer")
-    holder.execute("SELECT 1")  # pool_mode = session: it keeps the one that there is
-    client.insert(SECOND)
+    with holder.transaction():
+        holder.execute("SELECT 1")  # it keeps the one that there is
+        client.insert(SECOND)
 
 
-@happens(psycopg="08p01-server-login-retry", psycopg2="server-closed-the-connection-psycopg2")
+@happens(psycopg="08p01-pgbouncer", psycopg2="server-closed-the-connection-psycopg2")
 def pgbouncers_server_down(case: Case) -> None:
     case.start_pgbouncer(pool_mode="transaction", query_wait_timeout=1)
     clients = [case.connect("pgbouncer") for _ in range(2)]

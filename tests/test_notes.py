@@ -15,7 +15,7 @@ import pytest
 from django.db import Error, IntegrityError, OperationalError, connections, transaction
 from django.test import TestCase
 
-from django_dbhealth import OpenConnection, Outcome, classify
+from django_dbhealth import Kind, OpenConnection, Outcome, classify
 from django_dbhealth.faults import circumstances_of
 from django_dbhealth.notes import lines_of_held
 from django_dbhealth.watch import watch_of
@@ -505,7 +505,46 @@ def test_no_free_slot_and_none_of_ours(new_server: Any, add_database: Any) -> No
     with pytest.raises(OperationalError) as caught:
         count()
     foreign.close()
-    assert note_of(caught.value)[-1] == "This process holds no connection there, so others do."
+    assert note_of(caught.value)[-1] == "This process holds none there."
+
+
+def test_cursor_of_a_closed_connection(database: Database) -> None:
+    """After the program's own close() no connect was refused, so that is not what it reads."""
+    connection = connections["database"]
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    connection.close()
+    with pytest.raises(OperationalError) as caught:
+        cursor.execute("SELECT 1")
+    assert "Not healed: it was closed." in note_of(caught.value)
+    fault = classify(caught.value)
+    assert fault
+    assert fault.kind is Kind.LOST
+
+
+def test_closed_while_a_statement_runs(new_server: Any, add_database: Any) -> None:
+    """Whether it ran is unknown, though there is no connection any more when the error comes."""
+    server = new_server("postgresql")
+    add_database(server.django(), alias="database")
+    connection: Any = connections["database"]
+    connection.inc_thread_sharing()
+    slow = "SELECT pg_sleep(60)"
+
+    def close() -> None:
+        server.wait_until_running(slow)
+        connection.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    with pytest.raises(OperationalError) as caught:
+        run(slow)
+    thread.join()
+    connection.dec_thread_sharing()
+    assert connection.connection is None
+    fault = classify(caught.value)
+    assert fault
+    assert fault.outcome is Outcome.UNKNOWN
+    assert "Whether the statement ran is unknown." in note_of(caught.value)
 
 
 def test_pool_without_a_free_slot(postgresql: Any, add_database: Any) -> None:

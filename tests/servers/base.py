@@ -130,20 +130,18 @@ def is_stopped(process: psutil.Process) -> bool:
     return states <= {"T", "Z", "X"}
 
 
-def freeze(pid: int) -> None:
-    """Stop the process and its children where they are, as a hung machine would."""
+def freeze(pid: int) -> list[psutil.Process]:
+    """Stop the process and its children where they are, as a hung machine would; return them."""
+    processes: list[psutil.Process] = []
 
     def all_stopped() -> bool:
-        processes = family(pid)  # once the parent is stopped there are no new ones
+        nonlocal processes
+        before, processes = processes, family(pid)
         signal_all(processes, signal.SIGSTOP)
-        return all(map(is_stopped, processes))
+        return processes == before and all(map(is_stopped, processes))  # or one was forked
 
     wait_for(all_stopped, message=f"Process {pid} does not freeze.")
-
-
-def thaw(pid: int) -> None:
-    """Let what is frozen go on."""
-    signal_all(family(pid), signal.SIGCONT)
+    return processes
 
 
 class Server(ABC):
@@ -310,7 +308,7 @@ class Server(ABC):
 
     def thaw(self) -> None:
         """Let a frozen server go on."""
-        thaw(self.pid)
+        signal_all(family(self.pid), signal.SIGCONT)
 
     def log_tail(self, lines: int = 20) -> str:
         if not self.log.exists():

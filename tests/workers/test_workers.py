@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.served import ROOT
-from tests.servers.base import PASSWORD, USER, free_port, freeze, thaw, wait_for
+from tests.servers.base import PASSWORD, USER, free_port, freeze, wait_for
+from tests.servers.keeper import signal_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,13 +78,10 @@ class Processes:
     def frozen(self) -> Iterator[None]:
         """Stop all of them in the block, where they are."""
         running = [process.pid for process in self._started if process.poll() is None]
-        try:
+        with ExitStack() as stack:
             for pid in running:
-                freeze(pid)
+                stack.callback(signal_all, freeze(pid), signal.SIGCONT)
             yield
-        finally:
-            for pid in running:
-                thaw(pid)
 
     def log(self, name: str) -> str:
         return (self._directory / f"{name}.log").read_text(errors="replace")

@@ -46,16 +46,6 @@ _no_slot = partial(
 )
 _unreachable = partial(_refused, kind=Kind.UNREACHABLE, advice=CHECK_THE_SERVER)
 _refused_account = partial(_refused, kind=Kind.CREDENTIALS)
-_no_server_in_time = partial(
-    _no_slot,
-    meaning="PgBouncer had no connection to the server for this client within its"
-    " query_wait_timeout: all of its pool are in use, or no server answers. It sent nothing.",
-)
-_no_server = partial(
-    _unreachable,
-    meaning="PgBouncer cannot log in to the server, so it refuses its clients (server_login_retry)."
-    " It sent nothing.",
-)
 
 _CLOSED_AT_CONNECT = _unreachable(
     name="server closed the connection",
@@ -250,19 +240,23 @@ FAULTS = (
         connecting=True,
     ),
     known(
-        _no_server_in_time(
+        _no_slot(
             name="query_wait_timeout",
             variant="PgBouncer",
+            meaning="PgBouncer had no connection to the server for this client within its"
+            " query_wait_timeout: all of its pool are in use, or no server answers.",
             source="measured: PgBouncer 1.18" + BY_TEXT,
         ),
         "query_wait_timeout",
         connecting=True,
     ),
     known(
-        _no_server(
+        _unreachable(
             name="server login has been failing",
             variant="PgBouncer",
-            source="source code: PgBouncer 1.18, check_fast_fail()" + BY_TEXT,
+            meaning="PgBouncer cannot log in to the server, so it refuses its clients"
+            " (server_login_retry).",
+            source="source code: PgBouncer, check_fast_fail()" + BY_TEXT,
         ),
         "server login has been failing",
         connecting=True,
@@ -459,22 +453,18 @@ FAULTS = (
         ),
     ),
     known(
-        _no_server_in_time(
+        _refused_account(
             code="08P01",
             name="protocol_violation",
-            variant="query_wait_timeout",
-            source="measured: PgBouncer 1.18, psycopg 3.3",
+            variant="authentication failed",
+            meaning="PgBouncer cannot log in to the server with this account.",
+            advice="Check the account and its password in PgBouncer's configuration. Trying again"
+            " may lock it.",
+            source="source code: PgBouncer, check_fast_fail()",
         ),
-        "query_wait_timeout",
-    ),
-    known(
-        _no_server(
-            code="08P01",
-            name="protocol_violation",
-            variant="server_login_retry",
-            source="measured: PgBouncer 1.18, psycopg 3.3",
-        ),
-        "server login has been failing",
+        "authentication failed",
+        "does not exist",
+        "no pg_hba.conf entry",
     ),
     known(
         _lost(
