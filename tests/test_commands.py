@@ -17,6 +17,7 @@ import termios
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
 
 import pytest
@@ -106,8 +107,8 @@ def stored(server: Server) -> list[str]:
 
 
 def test_three_slow_steps(server: Server) -> None:
-    """Steps three times as long as the idle timeout finish, and hold no connection meanwhile."""
-    server.set(wait_timeout=1)
+    """Steps longer than the idle timeout finish, and hold no connection meanwhile."""
+    server.set(wait_timeout=3)
     with running(server, "job", "three_steps") as job:
         for number in range(3):
             job.wait_for_event(f"pause {number}")
@@ -184,7 +185,7 @@ def test_stops_at_once_while_waiting(server: Server, scenario: str, signum: sign
         began = time.monotonic()
         job.process.send_signal(signum)
         status, _, error = job.finish()
-        assert time.monotonic() - began < 5  # of the 60 s of its sleep
+        assert time.monotonic() - began < 15  # of the 60 s of its sleep
     assert status == -signum
     assert f"Stopped by {signum.name}. What was committed stays committed." in error
     assert "Traceback" not in error
@@ -214,7 +215,6 @@ def test_second_signal_does_not_wait(server: Server) -> None:
         for line in job.process.stderr:  # type: ignore[union-attr]
             if b"finishing" in line:
                 break
-        time.sleep(0.5)  # until the first one's handler has ended, else the job's sleep goes on
         job.process.terminate()
         assert job.finish(timeout=30)[0] == -signal.SIGTERM  # of the 60 s that it might take
 
@@ -819,11 +819,12 @@ def test_track_tells_now_and_then(
 
 def test_meter_tells_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first second on the line says how many items a second are done."""
-    from django_dbhealth.management.progress import Meter
+    from django_dbhealth.management import progress
 
-    meter = Meter("rows", None)
+    meter = progress.Meter("rows", None)
     meter.done = 30
-    meter.started = time.monotonic() - 10
+    now = meter.started + 10
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     assert meter.line() == "rows: 30, 3 a second"
 
 

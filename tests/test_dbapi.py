@@ -385,7 +385,7 @@ def test_lost_during_a_statement(place: Place) -> None:
     server = place.bench.server
 
     def kill() -> None:
-        wait_for(lambda: any(each.state in ("Query", "active") for each in server.sessions(USER)))
+        server.wait_until_running(SLEEP[place.driver.kind])
         server.kill_connection(session)
 
     thread = threading.Thread(target=kill)

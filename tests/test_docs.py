@@ -31,7 +31,6 @@ from django_dbhealth.management.commands.dbhealth import Command as DbHealth
 from django_dbhealth.session_state import SessionState
 from django_dbhealth.vendors import VENDORS
 from tests.app.models import Row
-from tests.servers.base import USER, wait_for
 from tests.test_commands import terminal
 
 if TYPE_CHECKING:
@@ -659,7 +658,6 @@ class Command(LongRunningCommand):
 
 Command().run_from_argv(["manage.py", "slow"])
 """
-RUNNING = ("Query", "active")  # what the servers say of it
 AS_PYMYSQL = "import pymysql\npymysql.install_as_MySQLdb()\n"
 AS_PSYCOPG2 = "import sys\nsys.modules['psycopg'] = None\n"  # Django then takes psycopg2
 
@@ -692,7 +690,7 @@ def test_query_inside_a_driver(
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == b"ready\n"
-        wait_for(lambda: any(each.state in RUNNING for each in server.sessions(USER)))
+        server.wait_until_running("SLEEP(" if kind == "mariadb" else "pg_sleep(")
         process.terminate()
         assert (process.stdout.read() == b"") is is_interrupted
         assert process.wait(10) == -signal.SIGTERM

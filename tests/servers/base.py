@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -66,19 +67,36 @@ def wait_for(
 
 
 def free_port() -> int:
-    """Return a TCP port that is free now.
+    """Return a TCP port that is free now, and that nobody else is given before `release()`.
 
+    A server that is down finds it free when it starts again: meanwhile a UDP socket of the same
+    number holds it.
     Below the ephemeral ports (32768 on Linux, 49152 on macOS): a client that keeps knocking at
     a stopped server's ephemeral port may be given that very port, and connect to itself.
     """
     while True:
         port = random.randrange(20000, 32000)
-        with socket.socket() as candidate:
+        with ExitStack() as stack:
+            reservation = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            candidate = stack.enter_context(socket.socket())
             try:
+                reservation.bind(("127.0.0.1", port))
                 candidate.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            candidate.close()
+            stack.pop_all()
+            _reserved[port] = reservation
             return port
+
+
+_reserved: dict[int, socket.socket] = {}
+
+
+def release(port: int) -> None:
+    """Let others have a port that `free_port()` has returned."""
+    if port in _reserved:
+        _reserved.pop(port).close()
 
 
 def find_program(name: str, directories: Sequence[str | Path], install: str) -> str:
@@ -300,6 +318,7 @@ class Server(ABC):
         try:
             self.stop()
         finally:
+            release(self.port)
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def freeze(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import psutil
 
-from tests.servers.base import free_port, is_gone, wait_for
+from tests.servers.base import free_port, is_gone, release, wait_for
 from tests.servers.keeper import get_keeper
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Between(ABC):
     def __exit__(self, *exc_info: object) -> None:
         self._process.terminate()
         wait_for(lambda: is_gone(self._process), message=f"{self.name} does not end.")
+        release(self.port)
         shutil.rmtree(self.directory)
 
     def _answers(self) -> bool:

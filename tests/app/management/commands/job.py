@@ -19,6 +19,17 @@ def insert(name: str) -> None:
     Row.objects.create(name=name)
 
 
+def be_stuck() -> None:
+    """Sleep for a minute, in pieces: a signal just before a system call does not end that one."""
+    for _ in range(600):
+        time.sleep(0.1)
+
+
+def sleep_in_a_child(begun: Any) -> None:
+    begun.set()
+    be_stuck()
+
+
 class Command(LongRunningCommand):
     help = "Run a scenario."
     stop_grace = 2.0
@@ -45,7 +56,7 @@ class Command(LongRunningCommand):
             with self.step(f"Step {number}"):
                 insert(f"{number} before")
                 self.tell(f"pause {number}")
-                self.sleep(3)
+                self.sleep(4)
                 insert(f"{number} after")
             self.tell(f"between {number}")
             sys.stdin.readline()
@@ -74,7 +85,7 @@ class Command(LongRunningCommand):
         with self.step("Stuck"), transaction.atomic():
             insert("rolled back")
             self.tell("ready")
-            time.sleep(60)
+            be_stuck()
 
     def stuck_step_with_time(self) -> None:
         self.stop_grace = 60.0
@@ -99,7 +110,7 @@ class Command(LongRunningCommand):
     def without_steps(self) -> None:
         insert("finished")
         self.tell("ready")
-        time.sleep(60)
+        be_stuck()
 
     def deaf(self) -> None:
         """Catch what a careless loop catches."""
@@ -107,7 +118,7 @@ class Command(LongRunningCommand):
             try:
                 with self.step("Deaf"):
                     self.tell("ready")
-                    time.sleep(60)
+                    be_stuck()
             except Exception:
                 insert("never caught")
 
@@ -153,9 +164,11 @@ class Command(LongRunningCommand):
 
     def child(self) -> None:
         with self.step("Child"):
-            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=[60])
+            context = multiprocessing.get_context("fork")
+            begun = context.Event()
+            process = context.Process(target=sleep_in_a_child, args=[begun])
             process.start()
-            time.sleep(0.2)
+            begun.wait(10)  # Python forgets a signal that comes before
             process.terminate()
             process.join(10)
             self.stdout.write(f"exit code {process.exitcode}")
