@@ -111,7 +111,7 @@ def note_failure(connection: Any, watch: Watch, error: Exception) -> Fault | Non
         connecting=connecting,
         in_transaction=watch.is_in_transaction(),
         committing=watch.committing,
-        lost=watch.lost and not connecting and connection.connection is not None,
+        lost=watch.lost and not over,
         why_not_healed=_why_not_healed(watch, state),
         idle_seconds=watch.idle_seconds(),
         tried_seconds=watch.tried_seconds,

@@ -66,8 +66,8 @@ LOSSES = ("idle", "kill", "restart", "cut")
 # What a session is born with. A SET would be session state. Long enough for a use to get ready
 # on a busy machine.
 IDLE_TIMEOUT = {
-    "mariadb": {"wait_timeout": 3},
-    "postgresql": {"idle_session_timeout": "3s", "idle_in_transaction_session_timeout": "3s"},
+    "mariadb": {"wait_timeout": 5},
+    "postgresql": {"idle_session_timeout": "5s", "idle_in_transaction_session_timeout": "5s"},
 }
 INSERT = "INSERT INTO app_row (name, number) VALUES (%s, 0)"
 SESSION_ID = {"mysql": "SELECT CONNECTION_ID()", "postgresql": "SELECT pg_backend_pid()"}
