@@ -130,8 +130,8 @@ STORIES = [
     Story(
         "2006 in a transaction",
         "mariadb",
-        "The server drops connections that are idle for a second, and the program waits inside its"
-        " transaction.",
+        "The server drops connections that are idle for two seconds, and the program waits inside"
+        " its transaction.",
         """\
 import time
 
@@ -140,20 +140,19 @@ from example_project.models import Product
 
 with transaction.atomic():
     Product.objects.create(sku="USD", price="0.92", updated="2026-11-25")
-    time.sleep(2)  # stands for a download
+    time.sleep(4)  # stands for a download
     Product.objects.create(sku="JPY", price="0.006", updated="2026-11-25")
 """,
-        session={"wait_timeout": 1},
+        session={"wait_timeout": 2},
     ),
     Story(
         "2013 while a statement runs",
         "mariadb",
-        "The program waits two seconds for each answer (`read_timeout`), and the server takes"
-        " three.",
+        "The program waits two seconds for each answer (`read_timeout`), and the server takes six.",
         """\
 from django.db import connection
 
-SLOW = "INSERT INTO example_project_product SELECT NULL, 'USD', SLEEP(3), '2026-11-25'"
+SLOW = "INSERT INTO example_project_product SELECT NULL, 'USD', SLEEP(6), '2026-11-25'"
 
 with connection.cursor() as cursor:
     cursor.execute(SLOW)
@@ -186,7 +185,7 @@ Product.objects.count()
     Story(
         "25P03: idle in a transaction",
         "postgresql",
-        "The server rolls transactions back in which nothing happens for a second.",
+        "The server rolls transactions back in which nothing happens for two seconds.",
         """\
 import time
 
@@ -195,10 +194,10 @@ from example_project.models import Product
 
 with transaction.atomic():
     Product.objects.create(sku="USD", price="0.92", updated="2026-11-25")
-    time.sleep(2)  # stands for a download
+    time.sleep(4)  # stands for a download
     Product.objects.create(sku="JPY", price="0.006", updated="2026-11-25")
 """,
-        session={"idle_in_transaction_session_timeout": "1s"},
+        session={"idle_in_transaction_session_timeout": "2s"},
     ),
     Story(
         "1290: a server that became read-only",

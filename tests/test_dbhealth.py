@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -381,14 +381,15 @@ def test_untrusted_words_are_harmless(a_server: Any, new_alias: Any) -> None:
     thread = threading.Thread(target=_execute, args=[server, sql])
     thread.start()
     try:
-        wait_for(lambda: any(e.state == "Query" for e in server.sessions(USER)))
+        server.wait_until_running("evil")
         out = dbhealth("connections", "--database", "private").out
         assert "evil [bold]" in out
         assert "\x1b" not in out
         assert "\u202e" not in out
     finally:
         for session in server.sessions(USER):
-            server.kill_connection(session.id)
+            with suppress(server.operational_error):
+                server.kill_connection(session.id)
         thread.join()
     connection.close()
 
@@ -779,9 +780,17 @@ def test_all_aliases_and_several(mariadb: Server, postgresql: Server) -> None:
 
 
 def test_wait(new_server: Any) -> None:
-    """It returns within a second of the start of a server that was down for ten seconds."""
+    """It returns within a second of the start of a server that was down for ten seconds.
+
+    All but that second are for the process to end. Two more tries, should the machine be busy.
+    """
     servers = [new_server(kind) for kind in KINDS]
-    waiting = []
+    assert any(max(seconds_to_notice(servers)) < 5 for _ in range(3))
+
+
+def seconds_to_notice(servers: list[Server]) -> list[float]:
+    """Return how long after its start each server is found to answer."""
+    waiting, seconds = [], []
     for server in servers:
         server.stop()
         url = server.url(transport="tcp")
@@ -794,9 +803,10 @@ def test_wait(new_server: Any) -> None:
         server.start()
         began = time.monotonic()
         out, _ = process.communicate(timeout=30)
-        assert time.monotonic() - began < 5  # of which all but one are for the process to end
+        seconds.append(time.monotonic() - began)
         assert process.returncode == 0
         assert re.search(r"default: answers, after [1-9]\d", out)
+    return seconds
 
 
 def test_wait_in_vain(new_server: Any, new_alias: Any) -> None:
@@ -927,7 +937,8 @@ def test_server_that_cannot_be_asked(subcommand: str, new_server: Any, new_alias
     assert "wrong-password" not in wrong.err + wrong.out
     with override_settings(DBHEALTH={"PING_TIMEOUT": 1}):
         server.freeze()
-        assert "within 1 s" in dbhealth(subcommand, "--database", "private").err
+        # Whoever comes late finds what the driver itself says after two seconds.
+        wait_for(lambda: "within 1 s" in dbhealth(subcommand, "--database", "private").err)
         server.thaw()
     with holding(server.url(transport="tcp"), 1):  # whom a smart shutdown waits for
         os.kill(server.pid, 15)

@@ -845,17 +845,27 @@ def pool_exhausted(case: Case) -> None:
 
 @happens(psycopg="08p01-pgbouncer", psycopg2="server-closed-the-connection-psycopg2")
 def no_server_for_pgbouncers_client(case: Case) -> None:
-    case.start_pgbouncer(pool_mode="transaction", default_pool_size=1, query_wait_timeout=1)
+    case.start_pgbouncer(pool_mode="transaction", default_pool_size=1, admin_users=USER)
     holder, client = case.connect("pgbouncer"), case.connect("pgbouncer")
     with holder.transaction():
         holder.execute("SELECT 1")  # it keeps the one that there is
+        wait_briefly(case)
         client.insert(SECOND)
+
+
+def wait_briefly(case: Case) -> None:
+    """Have PgBouncer's clients wait a second for a server; a connect would have to, too."""
+    assert case.pgbouncer
+    address = {"host": case.pgbouncer.host, "port": case.pgbouncer.port, "dbname": "pgbouncer"}
+    with psycopg.connect(user=USER, password=PASSWORD, autocommit=True, **address) as console:
+        console.execute("SET query_wait_timeout = 1")
 
 
 @happens(psycopg="08p01-pgbouncer", psycopg2="server-closed-the-connection-psycopg2")
 def pgbouncers_server_down(case: Case) -> None:
-    case.start_pgbouncer(pool_mode="transaction", query_wait_timeout=1)
+    case.start_pgbouncer(pool_mode="transaction", admin_users=USER)
     clients = [case.connect("pgbouncer") for _ in range(2)]
+    wait_briefly(case)
     case.bench.server.stop()
     error_of(lambda: clients[0].insert(SECOND))  # PgBouncer learns it, and goes on waiting
     clients[1].insert(SECOND)

@@ -688,7 +688,7 @@ def test_log_handler_that_writes_to_the_database(new_server: Any, add_database: 
     logging.getLogger("django_dbhealth").addHandler(handler)
     try:
         with (
-            override_settings(DBHEALTH={"CONNECT_RETRY_TIMEOUT": 3}),
+            override_settings(DBHEALTH={"CONNECT_RETRY_TIMEOUT": 6}),
             pytest.raises(OperationalError),
         ):
             create("a")
@@ -820,12 +820,20 @@ def lose_session_state_in_a_statement(database: Database) -> None:
         raise TimeoutError
 
     run(TEMPORARY_TABLE)
+    sleep = SLEEP[connection_of(database).vendor].format(3)  # mysqlclient waits for its end
+
+    def send() -> None:
+        database.server.wait_until_running(sleep)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)  # type: ignore[arg-type]
+
+    thread = threading.Thread(target=send)
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
+        thread.start()
         with pytest.raises(TimeoutError):
-            signal.setitimer(signal.ITIMER_REAL, 1)  # time enough to have sent it
-            run(SLEEP[connection_of(database).vendor].format(1.5))
+            run(sleep)
     finally:
+        thread.join()
         signal.signal(signal.SIGALRM, previous)
 
 

@@ -174,14 +174,16 @@ def test_killed_session(client: Client, handle: Any, shared_server: Server) -> N
     assert check(client, handle, suspect=True) is Liveness.LOST
 
 
-@pytest.mark.parametrize("transport", ["socket", "tcp"])
-def test_idle_timeout(client: Client, new_server: Callable[..., Server], transport: Any) -> None:
+IDLE_TIMEOUT = {
+    "mysql": "SET wait_timeout = 1",
+    "postgresql": "SET idle_session_timeout = '1s'",
+}
+
+
+def test_idle_timeout(client: Client, handle: Any) -> None:
     """What the server drops for its idleness is lost."""
-    if client.vendor == "mysql":
-        server = new_server("mariadb", wait_timeout=1)
-    else:
-        server = new_server("postgresql", idle_session_timeout="1s")
-    handle = client.connect(server, transport)
+    with contextlib.closing(handle.cursor()) as cursor:
+        cursor.execute(IDLE_TIMEOUT[client.vendor])
     wait_for(lambda: not seems_alive(client.driver, handle))
     assert check(client, handle) is Liveness.LOST
 
@@ -225,7 +227,7 @@ def test_silence_is_bounded(client: Client, new_server: Callable[..., Server], f
         assert seems_alive(client.driver, handle)
         began = time.monotonic()
         assert check(client, handle, suspect=True, timeout=0.3) is Liveness.LOST
-        assert 0.25 < time.monotonic() - began < 4.9  # the default is 5
+        assert 0.25 < time.monotonic() - began < 30  # without a bound it would be for ever
         if fault == "freeze":
             server.thaw()
 
@@ -278,21 +280,32 @@ def test_interrupted_probe(client: Client, new_server: Callable[..., Server]) ->
         raise Interrupted
 
     server = new_server(KINDS[client.vendor])
-    handle = client.connect(server)
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    server.freeze()
-    try:
-        with contextlib.suppress(Interrupted):  # psycopg2 waits, and sees a lost connection
-            signal.setitimer(signal.ITIMER_REAL, 1)  # time enough to have sent it
-            check(client, handle, suspect=True, timeout=3)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-        server.thaw()
-    with pytest.raises(
-        Exception, match=r"2006|2013|lost|closed|terminated|EOF|consuming|\(0, ''\)"
-    ):
-        client.query(handle, "SELECT 'one'")
+    with Proxy(server.host, server.port) as proxy:
+        handle = client.connect(proxy)
+        proxy.pass_through()  # returns when all that it has carried is counted
+        carried = proxy.carried
+
+        def send() -> None:
+            wait_for(lambda: proxy.carried > carried, message="No probe was sent.")
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)  # type: ignore[arg-type]
+
+        thread = threading.Thread(target=send)
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        server.freeze()
+        try:
+            thread.start()
+            with contextlib.suppress(Interrupted):  # psycopg2 waits, and sees a lost connection
+                try:
+                    check(client, handle, suspect=True, timeout=3)
+                finally:
+                    thread.join()
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+            server.thaw()
+        with pytest.raises(
+            Exception, match=r"2006|2013|lost|closed|terminated|EOF|consuming|\(0, ''\)"
+        ):
+            client.query(handle, "SELECT 'one'")
 
 
 def test_late_answer_is_nobodys(client: Client, new_server: Callable[..., Server]) -> None:

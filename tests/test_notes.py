@@ -549,9 +549,11 @@ def test_closed_while_a_statement_runs(new_server: Any, add_database: Any) -> No
 
 def test_pool_without_a_free_slot(postgresql: Any, add_database: Any) -> None:
     """Who holds the pool's connections is told too."""
-    pool = {"min_size": 0, "max_size": 1, "timeout": 3}  # in which one is opened, too
+    pool = {"min_size": 0, "max_size": 1}
     add_database(postgresql.django(), alias="database", OPTIONS={"pool": pool})
+    connection: Any = connections["database"]
     with in_a_thread(count, "holder"), pytest.raises(OperationalError) as caught:
+        connection.pool.timeout = 0.5  # from now on: the holder's was opened within 30
         count()
     lines = note_of(caught.value)
     assert lines[-2] == "This process holds 1 there:"

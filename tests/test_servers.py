@@ -404,7 +404,7 @@ def proxy(mariadb: Server) -> Iterator[Proxy]:
 def proxied(proxy: Proxy, mariadb: Server, add_database: AddDatabase) -> str:
     """An alias that goes through the proxy, connected."""
     config = mariadb.django(
-        transport="tcp", PORT=str(proxy.port), OPTIONS={"connect_timeout": 1, "read_timeout": 1}
+        transport="tcp", PORT=str(proxy.port), OPTIONS={"connect_timeout": 10, "read_timeout": 4}
     )
     alias = add_database(config)
     query(alias)

@@ -68,8 +68,8 @@ class Shell:
 
 @pytest.fixture
 def server(new_server: Callable[..., Server], add_database: Callable[..., str]) -> Server:
-    """A MariaDB that drops idle connections after two seconds."""
-    server = new_server("mariadb", wait_timeout=2)
+    """A MariaDB that drops idle connections after three seconds."""
+    server = new_server("mariadb", wait_timeout=3)
     add_database(server.django())
     return server
 
