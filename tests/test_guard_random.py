@@ -328,6 +328,7 @@ class Model:
         self.held[words] += 1
 
     def give_back(self, words: str) -> None:
+        self.doubtful |= not self.held[words]  # in a new session a SET to DEFAULT is a SET
         self.held[words] -= 1
         self.held = +self.held
         self.gave_back = self.in_transaction or self.raw is not None
