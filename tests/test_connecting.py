@@ -156,7 +156,7 @@ def test_server_that_starts_is_waited_for(
 
 
 @pytest.fixture(params=[name for name, driver in DRIVERS.items() if driver.engine])
-def alias(
+def proxied(
     request: pytest.FixtureRequest, new_server: Any, add_database: Any
 ) -> Iterator[tuple[str, Server, Proxy]]:
     """A connection over each driver, its server, and the proxy between them."""
@@ -171,10 +171,10 @@ def alias(
 
 @pytest.mark.parametrize("way", ["killed", "cut"])
 def test_connection_lost_while_it_is_set_up(
-    alias: tuple[str, Server, Proxy], way: str, monkeypatch: pytest.MonkeyPatch
+    proxied: tuple[str, Server, Proxy], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that goes when it has let the client in is waited for too: a restart takes time."""
-    name, server, proxy = alias
+    name, server, proxy = proxied
     connection: Any = connections[name]
     losses = 3
     get_new_connection = connection.get_new_connection
@@ -210,10 +210,10 @@ def test_connection_lost_while_it_is_set_up(
 
 @pytest.mark.parametrize("whose", ["own", "another's"])
 def test_what_a_receiver_does_is_not_done_again(
-    alias: tuple[str, Server, Proxy], whose: str, add_database: Any
+    proxied: tuple[str, Server, Proxy], whose: str, add_database: Any
 ) -> None:
     """A statement of a receiver of connection_created may have run: that is no refused connect."""
-    name, server, _ = alias
+    name, server, _ = proxied
     other = add_database(server.django(ENGINE=connections[name].settings_dict["ENGINE"]), "other")
     used = connections[name if whose == "own" else other]
     used.ensure_connection()

@@ -1092,6 +1092,26 @@ def test_wording(fault: Fault) -> None:
     assert repr(fault).isascii()  # whatever a terminal can show
 
 
+# What later PgBouncers say, by their source code
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("connect failed", Kind.UNREACHABLE),
+        ('password authentication failed for user "shop"', Kind.CREDENTIALS),
+        ('database "shop" does not exist', Kind.CREDENTIALS),
+    ],
+)
+def test_reason_behind_pgbouncer(reason: str, kind: Kind) -> None:
+    """Wrong credentials are told from a server that is away, with the code and without."""
+    text = f"server login has been failing, cached error: {reason} (server_login_retry)"
+    with_code, without = psycopg.errors.ProtocolViolation, psycopg.OperationalError
+    for error in (with_code(text), without(f"FATAL:  {text}")):
+        fault = VENDORS["postgresql"].fault(error, connecting=True)
+        assert (fault and fault.kind) is kind
+
+
 # PostgreSQL's languages
 
 

@@ -66,6 +66,9 @@ def wait_for(
     return value
 
 
+_reserved: dict[int, socket.socket] = {}  # by port
+
+
 def free_port() -> int:
     """Return a TCP port that is free now, and that nobody else is given before `release()`.
 
@@ -88,9 +91,6 @@ def free_port() -> int:
             stack.pop_all()
             _reserved[port] = reservation
             return port
-
-
-_reserved: dict[int, socket.socket] = {}
 
 
 def release(port: int) -> None:

@@ -35,6 +35,11 @@ BY_TEXT = ", by its text"
 
 _refused = partial(Fault, outcome=Outcome.NOT_EXECUTED, connection_usable=False)
 _lost = partial(Fault, kind=Kind.LOST, connection_usable=False)
+_may_have_run = partial(
+    _lost,
+    outcome=Outcome.UNKNOWN,
+    advice="Look whether its effect is there before you do it again.",
+)
 _alive = partial(Fault, outcome=Outcome.NOT_EXECUTED, connection_usable=True)
 _conflict = partial(Fault, kind=Kind.CONFLICT, connection_usable=True)
 
@@ -92,26 +97,22 @@ FAULTS = (
         "number of parameters must be between",
     ),
     known(
-        _lost(
+        _may_have_run(
             name="consuming input failed",
             variant="psycopg 3",
-            outcome=Outcome.UNKNOWN,
             meaning="The connection broke before the answer was there (the server crashed, a proxy"
             " or firewall cut it): the statement may have run.",
-            advice="Look whether its effect is there before you do it again.",
             source=MEASURED_PSYCOPG + BY_TEXT,
         ),
         "consuming input failed",
         "receiving copy data failed",
     ),
     known(
-        _lost(
+        _may_have_run(
             name="connection socket closed",
             variant="psycopg 3",
-            outcome=Outcome.UNKNOWN,
             meaning="The connection broke while psycopg waited for the answer: the statement may"
             " have run.",
-            advice="Look whether its effect is there before you do it again.",
             source="source code: psycopg 3, waiting.py" + BY_TEXT,
         ),
         "connection socket closed",
@@ -119,13 +120,11 @@ FAULTS = (
         connecting=False,
     ),
     known(
-        _lost(
+        _may_have_run(
             name="sending query failed",
             variant="psycopg 3",
-            outcome=Outcome.UNKNOWN,
             meaning="The connection broke while the statement, or the data of a COPY, was being"
             " sent: it may have run.",
-            advice="Look whether its effect is there before you do it again.",
             source=MEASURED_PSYCOPG + BY_TEXT,
         ),
         "sending query failed",
@@ -317,12 +316,10 @@ FAULTS = (
         connecting=True,
     ),
     known(
-        _lost(
+        _may_have_run(
             name="terminating connection",
-            outcome=Outcome.UNKNOWN,
             meaning="The server was shut down, or has crashed, before it had answered: a statement"
             " that was running may have run.",
-            advice="Look whether its effect is there before you do it again.",
             source="measured by hand: PostgreSQL 15, psycopg 3.3, at connect" + BY_TEXT,
         ),
         *TERMINATING,
@@ -368,14 +365,12 @@ FAULTS = (
     ),
     # The connection is lost, and the server says why
     known(
-        _lost(
+        _may_have_run(
             code="57P01",
             name="admin_shutdown",
             messages=("terminating connection due to administrator command",),
-            outcome=Outcome.UNKNOWN,
             meaning="An administrator has ended this connection (pg_terminate_backend), or the"
             " server is shutting down: a statement that was running may have run.",
-            advice="Look whether its effect is there before you do it again.",
             source=MEASURED_PSYCOPG,
         ),
     ),
@@ -457,9 +452,9 @@ FAULTS = (
             code="08P01",
             name="protocol_violation",
             variant="authentication failed",
-            meaning="PgBouncer cannot log in to the server with this account.",
-            advice="Check the account and its password in PgBouncer's configuration. Trying again"
-            " may lock it.",
+            meaning="PgBouncer cannot log in to the server: the account, its password or the"
+            " database is wrong.",
+            advice="Check these in PgBouncer's configuration. Trying again may lock the account.",
             source="source code: PgBouncer, check_fast_fail()",
         ),
         "authentication failed",
@@ -481,12 +476,10 @@ FAULTS = (
     ),
     *(
         known(
-            _lost(
+            _may_have_run(
                 code=code,
                 name=name,
-                outcome=Outcome.UNKNOWN,
                 meaning="The connection broke: the statement may have run.",
-                advice="Look whether its effect is there before you do it again.",
                 source=MANUAL,
             ),
         )
